@@ -1,0 +1,41 @@
+"""Writing a file so that a reader, or a crash, sees the old contents or the new, never a part."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Replace the file at `path` by `payload`, in one step and durably.
+
+    A temporary file in the same folder is written, synced and renamed over `path`; whatever
+    fails before the rename leaves `path` as it was and no temporary file.
+
+    Args:
+        path: the file; its folder exists.
+        payload: all of its new contents.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # Not tempfile: its files are private to their owner, results should follow the umask.
+        with open(temporary, "xb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and renames are journaled
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

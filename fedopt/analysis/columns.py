@@ -1,0 +1,154 @@
+"""The columns of `rounds.csv` and `clients.csv`, as data.
+
+The writers, the readers, the summary and the documentation all take them from here. How the
+files are written is in `store.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["integer", "real", "text"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a run's table.
+
+    Args:
+        name: the column's name, the same in files, arguments and documentation.
+        kind: `"integer"`, `"real"` (a float64 that round-trips exactly) or `"text"`.
+        unit: unit of the values, `""` for names and `"1"` for pure numbers.
+        description: one sentence, for people.
+        cumulative: whether the value is a total since round 1 began.
+        better: which direction is better, where the column is something to compare runs by.
+    """
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    cumulative: bool = False
+    better: Literal["higher", "lower"] | None = None
+
+
+ROUND_COLUMNS: tuple[Column, ...] = (
+    Column("round", "integer", "1", "Communication round, from 1 (0: before any training)."),
+    Column(
+        "train_loss",
+        "real",
+        "loss",
+        "Example-weighted mean of the minibatch losses over all local steps of the cohort.",
+    ),
+    Column(
+        "test_loss",
+        "real",
+        "loss",
+        "Mean loss of the global model on the test set after the round.",
+        better="lower",
+    ),
+    Column(
+        "test_accuracy",
+        "real",
+        "fraction",
+        "Fraction of the test set whose most probable class is the right one.",
+        better="higher",
+    ),
+    Column(
+        "test_ece",
+        "real",
+        "fraction",
+        "Expected calibration error on the test set, 15 bins on the top probability.",
+    ),
+    Column(
+        "test_brier",
+        "real",
+        "1",
+        "Multi-class Brier score on the test set: mean squared distance to the one-hot target.",
+    ),
+    Column(
+        "validation_loss",
+        "real",
+        "loss",
+        "Mean loss of the global model on the validation set after the round.",
+        better="lower",
+    ),
+    Column(
+        "validation_accuracy",
+        "real",
+        "fraction",
+        "Fraction of the validation set whose most probable class is the right one.",
+        better="higher",
+    ),
+    Column("clients", "integer", "clients", "Clients whose update the server aggregated."),
+    Column(
+        "dropped_clients",
+        "integer",
+        "clients",
+        "Clients of the cohort whose update was not used: gone, or over the deadline.",
+    ),
+    Column(
+        "failed_clients",
+        "integer",
+        "clients",
+        "Clients of the cohort whose local training ended in an error.",
+    ),
+    Column("bytes_up", "integer", "bytes", "Sent from clients to the server.", cumulative=True),
+    Column("bytes_down", "integer", "bytes", "Sent from the server to clients.", cumulative=True),
+    Column(
+        "sim_seconds",
+        "real",
+        "s",
+        "Virtual time by the system profile; empty without one.",
+        cumulative=True,
+    ),
+    Column("wall_seconds", "real", "s", "Real time, resumed parts added up.", cumulative=True),
+    Column(
+        "client_steps",
+        "integer",
+        "steps",
+        "Local steps applied, summed over clients.",
+        cumulative=True,
+    ),
+)
+"""Columns of `rounds.csv`, in order: one row a round."""
+
+CLIENT_STATUSES: tuple[str, ...] = ("trained", "partial", "dropped", "failed")
+"""What can become of a client in a round, the values of `status` in `clients.csv`."""
+
+CLIENT_COLUMNS: tuple[Column, ...] = (
+    Column("round", "integer", "1", "Communication round, from 1."),
+    Column("client", "integer", "", "Client id, in 0..N-1."),
+    Column(
+        "status",
+        "text",
+        "",
+        "`trained`: all planned steps; `partial`: fewer, yet used; `dropped`: not used; "
+        "`failed`: local training ended in an error.",
+    ),
+    Column("examples", "integer", "examples", "Training examples that the client holds."),
+    Column("steps", "integer", "steps", "Local steps applied in this round."),
+    Column("planned_steps", "integer", "steps", "Local steps that the plan asked for."),
+    Column("train_loss", "real", "loss", "Example-weighted mean of the client's minibatch losses."),
+    Column("update_norm", "real", "1", "Euclidean norm of the client's update."),
+    Column("weight", "real", "1", "Weight of the update in the aggregate, before normalising."),
+)
+"""Columns of `clients.csv`, in order: one row per client and round."""
+
+
+def names(columns: Iterable[Column]) -> tuple[str, ...]:
+    """Return the columns' names, in order."""
+    return tuple(column.name for column in columns)
+
+
+def markdown_table(columns: Iterable[Column]) -> str:
+    """Return a Markdown table that describes `columns`, one row each, ending in a newline."""
+    lines = ["| column | unit | cumulative | description |", "| --- | --- | --- | --- |"]
+    for column in columns:
+        unit = column.unit or "-"
+        cumulative = "yes" if column.cumulative else ""
+        description = column.description.replace("|", "\\|")
+        lines.append(f"| `{column.name}` | {unit} | {cumulative} | {description} |")
+    return "\n".join(lines) + "\n"

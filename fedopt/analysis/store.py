@@ -1,0 +1,397 @@
+"""The folder of a run: written while it goes on, read by everything afterwards.
+
+A run without a folder is recorded in memory by the same code. The format of a table is in
+`tables.py`, its columns in `columns.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from fedopt.analysis.atomic import write_atomically
+from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS
+from fedopt.analysis.tables import Cell, Table, parse_frame, parse_rows
+from fedopt.errors import ConfigError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+CONFIG_FILE = "config.toml"
+ROUNDS_FILE = "rounds.csv"
+CLIENTS_FILE = "clients.csv"
+SUMMARY_FILE = "summary.json"
+
+
+class RunWriter:
+    """Records a run, round by round.
+
+    Every line is flushed as it is written, so that a run can be watched, and loses no finished
+    round when its process is killed. Use as a context manager, or `close()` it.
+
+    Args:
+        directory: the run's folder, made if need be; None writes nothing at all and keeps the
+            record in memory.
+
+    Raises:
+        ConfigError: the folder holds something already, or cannot be made.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self.directory = directory
+        if directory is not None:
+            _create(directory)
+        try:
+            self._rounds = Table(ROUND_COLUMNS, self._path(ROUNDS_FILE))
+            self._clients = Table(CLIENT_COLUMNS, self._path(CLIENTS_FILE))
+        except FileExistsError as error:  # another run began in it this very moment
+            raise _not_empty(directory or Path()) from error
+        self._rows: list[dict[str, Cell]] = []
+
+    @classmethod
+    def resume(cls, directory: Path, after_round: int) -> Self:
+        """Go on recording a run that was interrupted.
+
+        Args:
+            directory: the run's folder.
+            after_round: the last round to keep, that of the checkpoint; rows of later rounds
+                are dropped, as is a line that was cut short.
+
+        Raises:
+            ConfigError: the folder is not a run's, a table is damaged, or rounds up to
+                `after_round` are missing from it.
+        """
+        _check_run(directory)
+        writer = cls.__new__(cls)
+        writer.directory = directory
+        writer._rounds = Table(ROUND_COLUMNS, directory / ROUNDS_FILE, reopen=True)
+        clients = directory / CLIENTS_FILE
+        writer._clients = Table(CLIENT_COLUMNS, clients, reopen=clients.exists())
+        try:
+            writer.truncate(after_round)
+            last = writer._rows[-1]["round"] if writer._rows else 0
+            if last != after_round:
+                raise ConfigError(
+                    f"{directory / ROUNDS_FILE} ends with round {last}, the run cannot go on "
+                    f"after round {after_round}."
+                )
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    @property
+    def rows(self) -> list[dict[str, Cell]]:
+        """The rounds so far, one dictionary of all columns each; None is "not measured"."""
+        return self._rows
+
+    def history(self) -> DataFrame:
+        """Return the rounds so far, a row a round, typed as by `read_history`."""
+        return parse_frame(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
+
+    def clients(self) -> DataFrame:
+        """Return the clients so far, a row per client and round, typed as by `read_clients`."""
+        return parse_frame(self._clients.payload(), CLIENT_COLUMNS, self._clients.path)
+
+    def write_config(self, text: str) -> Path | None:
+        """Write the resolved configuration as `config.toml`."""
+        return self.write_text(CONFIG_FILE, text)
+
+    def add_round(self, row: Mapping[str, object]) -> None:
+        """Append one round to `rounds.csv`, as one write of the whole line.
+
+        Args:
+            row: values by column name; what is left out, None or NaN was not measured.
+
+        Raises:
+            ValueError: an unknown column, a value not of its column's kind, or a round that is
+                not after the last one.
+            RunError: the file cannot be written.
+        """
+        number = row.get("round")
+        if self._rows and number == self._rows[-1]["round"]:
+            raise ValueError(f"round {number} is recorded already")
+        self._rounds.add({name: [value] for name, value in row.items()})
+        self._rows.append({column.name: _plain(row.get(column.name)) for column in ROUND_COLUMNS})
+
+    def add_clients(self, columns: Mapping[str, Sequence[object]]) -> None:
+        """Append the clients of a round, or of a part of its cohort, to `clients.csv`.
+
+        Args:
+            columns: for each column its values, one a client: lists, arrays or tensors of equal
+                length; a column left out is empty, and so is a cell that is None or NaN.
+
+        Raises:
+            ValueError: an unknown column, unequal lengths, a value not of its column's kind, or
+                a round before the last one.
+            RunError: the file cannot be written.
+        """
+        self._clients.add(columns)
+
+    def truncate(self, after_round: int) -> None:
+        """Drop later rounds than `after_round` from both tables, and lines cut short.
+
+        Each file is replaced in one step; doing it twice changes nothing.
+
+        Args:
+            after_round: the last round to keep; 0 keeps none but an evaluation before training.
+
+        Raises:
+            ConfigError: a line other than the last is damaged.
+        """
+        self._rounds.truncate(after_round)
+        self._clients.truncate(after_round)
+        self._rows = parse_rows(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
+
+    def write_bytes(self, name: str, payload: bytes) -> Path | None:
+        """Write a file of the run's folder in one step.
+
+        Args:
+            name: path inside the folder, `/` between its parts; folders are made if need be.
+            payload: the contents.
+
+        Returns:
+            The file's path, None where the run has no folder.
+
+        Raises:
+            ValueError: the name leads out of the folder.
+            RunError: the file cannot be written.
+        """
+        parts = PurePosixPath(name)
+        if not parts.parts or parts.is_absolute() or ".." in parts.parts:
+            raise ValueError(f"{name!r} is not a path inside the run's folder")
+        path = self._path(name)
+        if path is None:
+            return None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, payload)
+        except OSError as error:
+            raise RunError(f"cannot write {path}: {error.strerror or error}.") from error
+        return path
+
+    def write_text(self, name: str, text: str) -> Path | None:
+        """Write text as UTF-8 with its line ends as they are; see `write_bytes`."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, value: object) -> Path | None:
+        """Write a value as strict JSON, numbers that are not finite as null; see `write_bytes`.
+
+        Args:
+            name: path inside the folder.
+            value: mappings with text keys, sequences, numbers (numpy and torch scalars too),
+                text, paths, booleans and None.
+
+        Raises:
+            TypeError: a value of another type.
+        """
+        return self.write_text(name, to_json(value))
+
+    def close(self) -> None:
+        """Close the files; a record in memory stays readable."""
+        self._rounds.close()
+        self._clients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.directory is None else self.directory / name
+
+
+def to_json(value: object) -> str:
+    """Return a value as strict, indented JSON; see `RunWriter.write_json`."""
+    return json.dumps(_strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_history(directory: str | Path) -> DataFrame:
+    """Return `rounds.csv` of a run, finished or not.
+
+    Args:
+        directory: the run's folder.
+
+    Returns:
+        A frame with a row a round and the columns of `ROUND_COLUMNS`; NaN is "not measured".
+        Floats are bit for bit those that were recorded.
+
+    Raises:
+        ConfigError: the folder is not a run's, or the file is damaged.
+    """
+    path = _check_run(Path(directory)) / ROUNDS_FILE
+    return parse_frame(path.read_bytes(), ROUND_COLUMNS, path)
+
+
+def read_clients(directory: str | Path) -> DataFrame:
+    """Return `clients.csv` of a run, finished or not.
+
+    Args:
+        directory: the run's folder.
+
+    Returns:
+        A frame with a row per client and round and the columns of `CLIENT_COLUMNS`.
+
+    Raises:
+        ConfigError: the folder is not a run's, or the file is missing or damaged.
+    """
+    path = _check_run(Path(directory)) / CLIENTS_FILE
+    if not path.is_file():
+        raise ConfigError(f"{directory} has no {CLIENTS_FILE}.")
+    return parse_frame(path.read_bytes(), CLIENT_COLUMNS, path)
+
+
+def read_summary(directory: str | Path) -> dict[str, object]:
+    """Return `summary.json` of a finished run.
+
+    Args:
+        directory: the run's folder.
+
+    Raises:
+        ConfigError: the folder is not a run's, the run has not finished, or the file is damaged.
+    """
+    path = _check_run(Path(directory)) / SUMMARY_FILE
+    if not path.is_file():
+        raise ConfigError(
+            f"{directory} has no {SUMMARY_FILE}: the run has not finished. Wait for it, or "
+            f"continue it with: fedopt resume {directory}"
+        )
+    try:
+        summary = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: {error}.") from error
+    if not isinstance(summary, dict):
+        raise ConfigError(f"{path} is damaged: it holds no table of values.")
+    return summary
+
+
+def default_directory(root: str | Path, words: Sequence[str]) -> Path:
+    """Make and return a new, empty folder such as `runs/2026-01-31_12-00-00_scaffold_digits_s0`.
+
+    The folder is made here, so that runs started in the same second never share one.
+
+    Args:
+        root: the folder that holds runs, made if need be.
+        words: what tells the run from others; characters unfit for file names become `-`.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    clean = (re.sub(r"[^A-Za-z0-9.+=-]+", "-", word).strip("-.")[:40] for word in words)
+    name = "_".join([stamp, *(word for word in clean if word)])
+    attempt = 1
+    while True:
+        directory = Path(root) / (name if attempt == 1 else f"{name}_{attempt}")
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            if Path(root).is_file():
+                raise ConfigError(f"{root} is a file, not a folder.", key="out") from None
+            attempt += 1
+        except OSError as error:
+            raise _unmakeable(directory, error) from error
+        else:
+            return directory
+
+
+def _create(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = any(directory.iterdir())
+    except FileExistsError:
+        raise ConfigError(
+            f"{directory} is a file. Give a folder that is empty or does not exist.", key="out"
+        ) from None
+    except OSError as error:
+        raise _unmakeable(directory, error) from error
+    if occupied:
+        raise _not_empty(directory)
+
+
+def _not_empty(directory: Path) -> ConfigError:
+    if (directory / ROUNDS_FILE).exists():
+        return ConfigError(
+            f"{directory} holds a run already. Give another folder, or continue that run with: "
+            f"fedopt resume {directory}",
+            key="out",
+        )
+    return ConfigError(
+        f"{directory} is not empty. Give a folder that is empty or does not exist.", key="out"
+    )
+
+
+def _unmakeable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot make the folder {directory}: {error.strerror or error}. Give another folder.",
+        key="out",
+    )
+
+
+def _check_run(directory: Path) -> Path:
+    """Return the folder if it is a run's, else raise the most helpful error."""
+    if (directory / ROUNDS_FILE).is_file():
+        return directory
+    if not directory.exists():
+        problem = f"{directory} does not exist."
+    elif not directory.is_dir():
+        problem = f"{directory} is a file, not the folder of a run."
+    else:
+        problem = f"{directory} is not the folder of a run: it has no {ROUNDS_FILE}."
+        inside = _runs_in(directory)
+        if inside:
+            problem += f" Name a run in it, such as {directory / inside[-1]}."
+            raise ConfigError(problem)
+    absolute = directory.absolute()
+    hint = did_you_mean(absolute.name, _runs_in(absolute.parent))
+    raise ConfigError(problem + hint)
+
+
+def _runs_in(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    try:
+        return sorted(path.name for path in directory.iterdir() if (path / ROUNDS_FILE).is_file())
+    except OSError:  # an unreadable folder offers no hint
+        return []
+
+
+def _plain(value: object) -> Cell:
+    """Return a cell as `parse_rows` would: a Python number, None for NaN."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or value != value:
+        return None
+    assert isinstance(value, int | float)
+    return value
+
+
+def _strict(value: object) -> object:
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"JSON keys must be text, got {key!r}")
+        return {key: _strict(item) for key, item in value.items()}
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return _strict(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [_strict(item) for item in value]
+    raise TypeError(f"cannot write a {type(value).__name__} as JSON")

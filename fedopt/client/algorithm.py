@@ -1,0 +1,101 @@
+"""What a strategy adds to local training: objective terms before, update arithmetic after.
+
+Engines train *groups* of clients (one at a time, or many stacked) and know no strategy by name.
+All tensors here carry the group as their first axis: `[G, P]` with G clients and P parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+Vectors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LocalTerms:
+    """What is added to the gradient of the client's loss at every step.
+
+    Args:
+        proximal: mu of the term mu/2 |w - x|^2, x being the server's parameters; 0 for none.
+        correction: vector added to each gradient, `[G, P]`, or None.
+        full_gradient: whether the gradient at x over all the client's examples is wanted.
+    """
+
+    proximal: float = 0.0
+    correction: Tensor | None = None
+    full_gradient: bool = False
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """What the local training of a group of clients gave.
+
+    Args:
+        delta: w - x, the change of the parameters, `[G, P]`.
+        buffers: change of the buffers, `[G, Q]` in float64.
+        train_loss: example-weighted mean of the minibatch losses, `[G]`.
+        lr_sum: sum of the coefficients with which gradients entered the update, `[G]`: the sum
+            of the learning rates for SGD; None where the update is not linear in them.
+        full_gradient: gradient at x over all examples, `[G, P]`, where it was asked for.
+    """
+
+    delta: Tensor
+    buffers: Tensor
+    train_loss: Tensor
+    lr_sum: Tensor | None
+    full_gradient: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a group of clients sends and keeps.
+
+    Args:
+        terms: vectors to be summed over clients, `[G, P]` each.
+        state: the clients' new state, `[G, P]` each, by field.
+    """
+
+    terms: Vectors
+    state: Vectors = field(default_factory=dict)
+
+
+class LocalAlgorithm(Protocol):
+    """The client's side of a strategy, as two pure functions and three declarations."""
+
+    terms: ClassVar[tuple[str, ...]]
+    """Names of the vectors that a client sends; "delta" is weighted, the others are not."""
+
+    state_fields: ClassVar[tuple[str, ...]]
+    """Names of the vectors `[P]` that a client keeps between rounds; zero at first."""
+
+    def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
+        """Return the objective terms, from what the server sent and the clients kept."""
+        ...
+
+    def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
+        """Return what the clients send and keep."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainLocal:
+    """Plain local training, with a proximal term where mu > 0: FedAvg's and FedProx's client.
+
+    Source: McMahan et al. 2017, algorithm 1; Li et al. 2020, algorithm 2.
+    """
+
+    mu: float = 0.0
+    terms: ClassVar[tuple[str, ...]] = ("delta",)
+    state_fields: ClassVar[tuple[str, ...]] = ()
+
+    def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
+        """Return the proximal term."""
+        return LocalTerms(proximal=self.mu)
+
+    def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
+        """Return the change of the parameters."""
+        return ClientUpdate({"delta": result.delta})

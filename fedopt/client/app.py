@@ -1,0 +1,120 @@
+"""The Flower ClientApp: decode a message, train or evaluate, encode the reply.
+
+The same app runs inline, in Ray actors and on a real SuperNode. In a simulation it is made with
+the run's experiment; elsewhere it builds one from the configuration in the message.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedopt.client.messages import (
+    decode_request,
+    encode_outcome,
+    integers,
+    text,
+)
+from fedopt.client.state import RowFile
+from fedopt.client.trainer import Trainer
+from fedopt.config import Config
+from fedopt.errors import ConfigError
+from fedopt.experiment import Experiment
+from fedopt.models.layout import ModelState
+from fedopt.records import from_record
+from fedopt.server.evaluation import Evaluator
+
+
+class Node:
+    """What a node keeps between messages: its experiment, and what trains and evaluates.
+
+    Args:
+        experiment: the run's experiment, or None to build it from the messages.
+    """
+
+    def __init__(self, experiment: Experiment | None) -> None:
+        self._experiment = experiment
+        self._source: str | None = None
+        self._trainer: Trainer | None = None
+        self._evaluator: Evaluator | None = None
+
+    def train(self, message: Message) -> Message:
+        """Train the blocks that a message names."""
+        request = decode_request(message.content)
+        trainer = self._prepare(request.experiment)[1]
+        layout = trainer.engine.layout
+        device = torch.device(self._config.engine.device)
+        state = layout.state(request.arrays)
+        start = ModelState(state.parameters.to(device), state.buffers)
+        broadcast = {name: vector.to(device) for name, vector in request.broadcast.items()}
+        rows = None
+        if request.state_path is not None:
+            fields = trainer.algorithm.state_fields
+            rows = RowFile(request.state_path, fields, layout.size, layout.dtype)
+        outcome = trainer.train(request.round, request.blocks, start, broadcast, rows)
+        return Message(encode_outcome(outcome), reply_to=message)
+
+    def evaluate(self, message: Message) -> Message:
+        """Evaluate the model on the validation splits of the clients that a message names."""
+        config = message.content.config_records["config"]
+        experiment = self._prepare(text(config, "experiment"))[0]
+        if self._evaluator is None:
+            self._evaluator = Evaluator(experiment)
+        arrays = message.content["arrays"]
+        assert isinstance(arrays, ArrayRecord)
+        state = self._evaluator.layout.state(from_record(arrays))
+        clients = integers(config, "clients")
+        measured = [
+            self._evaluator.measure(state, experiment.population.validation(c)) for c in clients
+        ]
+        columns = {
+            "client": clients,
+            "examples": [m.examples for m in measured],
+            "loss": [m.loss for m in measured],
+            "accuracy": [m.accuracy for m in measured],
+        }
+        content = RecordDict({"clients": MetricRecord({k: v for k, v in columns.items() if v})})
+        return Message(content, reply_to=message)
+
+    @property
+    def _config(self) -> Config:
+        assert self._experiment is not None
+        return self._experiment.config
+
+    def _prepare(self, source: str | None) -> tuple[Experiment, Trainer]:
+        """Return experiment and trainer, built where the message brings a new configuration."""
+        stale = self._source is not None and source != self._source
+        if self._experiment is None or stale:
+            if source is None:
+                raise ConfigError("the message brings no experiment, and the node has none")
+            self._experiment = Experiment.from_config(Config.from_tree(json.loads(source)))
+            self._source, self._trainer, self._evaluator = source, None, None
+        if self._trainer is None:
+            self._trainer = self._experiment.trainer()
+        return self._experiment, self._trainer
+
+
+def client_app(experiment: Experiment | None = None) -> ClientApp:
+    """Return the ClientApp.
+
+    Args:
+        experiment: the run's experiment; None builds it from the configuration that arrives with
+            the messages, as on a real node.
+    """
+    app = ClientApp()
+    node = Node(experiment)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        return node.train(message)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        return node.evaluate(message)
+
+    return app

@@ -1,0 +1,189 @@
+"""The words that server and clients exchange: training requests and replies as Flower records.
+
+One place knows the keys of the records; the rest of the code handles dataclasses. A train message
+holds `arrays` (the model, Flower's own convention), `broadcast` (other vectors, flat) and
+`config`; its reply holds `sums` (flat, float64, one set a block), `clients` (a column a report),
+`failures` and `metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedopt.client.state import RowFile
+from fedopt.client.trainer import Block, BlockSums, Failure, Reports, TrainingOutcome
+from fedopt.records import from_record, integers, to_record
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the server asks of a node.
+
+    Args:
+        round: communication round, from 1.
+        blocks: the blocks to train.
+        arrays: the model's arrays by name.
+        broadcast: other vectors, `[P]` each.
+        state_path: file of client state, or None where the strategy keeps none.
+        experiment: the run's configuration as JSON, for nodes that were not given it.
+    """
+
+    round: int
+    blocks: Sequence[Block]
+    arrays: Mapping[str, Tensor]
+    broadcast: Mapping[str, Tensor]
+    state_path: str | None
+    experiment: str | None
+
+
+def encode_request(
+    round: int,
+    blocks: Sequence[Block],
+    arrays: ArrayRecord,
+    broadcast: ArrayRecord,
+    state: RowFile | None,
+    extra: ConfigRecord,
+) -> RecordDict:
+    """Return the content of a train message."""
+    config = ConfigRecord(dict(extra))
+    config["server-round"] = round
+    config["block-ids"] = [block.id for block in blocks]
+    config["block-sizes"] = [len(block.clients) for block in blocks]
+    config["clients"] = [c for block in blocks for c in block.clients]
+    config["steps"] = [s for block in blocks for s in block.steps]
+    if state is not None:
+        config["state-path"] = state.path
+        config["state-read"] = [row for block in blocks for row in block.read_rows]
+        config["state-write"] = [row for block in blocks for row in block.write_rows]
+    content = RecordDict({"arrays": arrays, "config": config})
+    if len(broadcast):
+        content["broadcast"] = broadcast
+    return content
+
+
+def decode_request(content: RecordDict) -> TrainRequest:
+    """Return the request that a train message holds."""
+    config = content["config"]
+    assert isinstance(config, ConfigRecord)
+    clients, steps = integers(config, "clients"), integers(config, "steps")
+    read, write = integers(config, "state-read"), integers(config, "state-write")
+    blocks, first = [], 0
+    ids, sizes = integers(config, "block-ids"), integers(config, "block-sizes")
+    for block_id, size in zip(ids, sizes, strict=True):
+        part = slice(first, first + size)
+        blocks.append(Block(block_id, clients[part], steps[part], read[part], write[part]))
+        first += size
+    return TrainRequest(
+        round=integer(config, "server-round"),
+        blocks=blocks,
+        arrays=_tensors(content, "arrays"),
+        broadcast=_tensors(content, "broadcast"),
+        state_path=text(config, "state-path"),
+        experiment=text(config, "experiment"),
+    )
+
+
+def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
+    """Return the content of the reply to a train message."""
+    vectors: dict[str, Tensor] = {}
+    for sums in outcome.sums:
+        vectors |= {f"{sums.id}/{name}": total for name, total in sums.terms.items()}
+        if len(sums.buffers):
+            vectors[f"{sums.id}/buffers"] = sums.buffers
+    blocks = ConfigRecord(
+        {
+            "ids": [sums.id for sums in outcome.sums],
+            "weights": [sums.weight for sums in outcome.sums],
+            "counts": [sums.count for sums in outcome.sums],
+        }
+    )
+    reports = {f.name: getattr(outcome.reports, f.name) for f in fields(Reports)}
+    content = RecordDict(
+        {
+            "sums": to_record(vectors),
+            "blocks": blocks,
+            "clients": MetricRecord({k: v for k, v in reports.items() if v}),
+        }
+    )
+    if outcome.failures:
+        content["failures"] = ConfigRecord(
+            {
+                "clients": [f.client for f in outcome.failures],
+                "reasons": [f.reason for f in outcome.failures],
+                "diverged": [f.diverged for f in outcome.failures],
+            }
+        )
+    return content
+
+
+def decode_outcome(content: RecordDict) -> TrainingOutcome:
+    """Return the outcome that the reply to a train message holds."""
+    vectors = _tensors(content, "sums")
+    blocks = content["blocks"]
+    assert isinstance(blocks, ConfigRecord)
+    sums = []
+    columns = (integers(blocks, "ids"), numbers(blocks, "weights"), integers(blocks, "counts"))
+    for block_id, weight, count in zip(*columns, strict=True):
+        prefix = f"{block_id}/"
+        terms = {
+            key.removeprefix(prefix): vector
+            for key, vector in vectors.items()
+            if key.startswith(prefix)
+        }
+        buffers = terms.pop("buffers", torch.zeros(0, dtype=torch.float64))
+        sums.append(BlockSums(block_id, terms, buffers, weight, count))
+    reports = Reports()
+    for name, values in content.metric_records["clients"].items():
+        assert isinstance(values, list)
+        getattr(reports, name).extend(values)
+    failures = []
+    failed = content.config_records.get("failures")
+    if failed is not None:
+        for client, reason, diverged in zip(
+            failed["clients"],  # type: ignore[arg-type]
+            failed["reasons"],  # type: ignore[arg-type]
+            failed["diverged"],  # type: ignore[arg-type]
+            strict=True,
+        ):
+            failures.append(Failure(int(client), str(reason), bool(diverged)))
+    return TrainingOutcome(sums, reports, failures)
+
+
+def encode_evaluation(
+    round: int, clients: Sequence[int], arrays: ArrayRecord, extra: ConfigRecord
+) -> RecordDict:
+    """Return the content of a message that asks for an evaluation on validation splits."""
+    config = ConfigRecord(dict(extra))
+    config["server-round"] = round
+    config["clients"] = list(clients)
+    return RecordDict({"arrays": arrays, "config": config})
+
+
+def integer(config: ConfigRecord, key: str) -> int:
+    """Return an integer of a config record."""
+    value = config[key]
+    assert isinstance(value, int)
+    return value
+
+
+def text(config: ConfigRecord, key: str) -> str | None:
+    """Return a string of a config record, or None where there is none."""
+    value = config.get(key)
+    return str(value) if value is not None else None
+
+
+def numbers(config: ConfigRecord | MetricRecord, key: str) -> list[float]:
+    """Return a list of numbers of a record (a missing or empty list is [])."""
+    value = config.get(key, [])
+    assert isinstance(value, list)
+    return [float(v) for v in value]
+
+
+def _tensors(content: RecordDict, key: str) -> dict[str, Tensor]:
+    record = content.array_records.get(key)
+    return {} if record is None else from_record(record)

@@ -1,0 +1,78 @@
+"""Rows of client state in one sparse file, read and written by whoever trains the client.
+
+Which row a client's state is read from and written to is decided by the server's
+`ClientStateStore`, which makes writes take effect only when it accepts the round; this module
+just moves rows. Rows that were never written read as zeros.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file of fixed-size rows, each holding the state fields of one client.
+
+    Args:
+        path: the file; made by the server.
+        fields: names of the vectors in a row, in order.
+        size: P, the length of each vector.
+        dtype: of the vectors.
+    """
+
+    path: str
+    fields: tuple[str, ...]
+    size: int
+    dtype: torch.dtype
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return len(self.fields) * self.size * self.dtype.itemsize
+
+    def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the fields of some rows, each `[len(rows), P]`; row -1 is all zeros."""
+        values = torch.zeros(len(rows), len(self.fields), self.size, dtype=self.dtype)
+        raw = memoryview(values.numpy().view(np.uint8).reshape(len(rows), -1))  # type: ignore[arg-type]
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            for position, row in enumerate(rows):
+                if row >= 0:
+                    _read_fully(fd, raw[position], row * self.row_nbytes)
+        finally:
+            os.close(fd)
+        return {name: values[:, i] for i, name in enumerate(self.fields)}
+
+    def write(self, rows: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """Write the fields of some rows, each `[len(rows), P]`."""
+        values = torch.stack([state[name].cpu().to(self.dtype) for name in self.fields], dim=1)
+        raw = values.contiguous().numpy()
+        fd = os.open(self.path, os.O_WRONLY)
+        try:
+            for position, row in enumerate(rows):
+                _write_fully(fd, raw[position].tobytes(), row * self.row_nbytes)
+        finally:
+            os.close(fd)
+
+
+def _read_fully(fd: int, buffer: memoryview, offset: int) -> None:
+    """Read until the buffer is full; beyond the end of the file there are zeros."""
+    while len(buffer):
+        count = os.preadv(fd, [buffer], offset)
+        if count == 0:
+            return
+        buffer, offset = buffer[count:], offset + count
+
+
+def _write_fully(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

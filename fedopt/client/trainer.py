@@ -1,0 +1,304 @@
+"""Local training of blocks of clients, from parameters to sums. Knows neither Flower nor Ray.
+
+A block is a slice of the round's cohort that is trained and summed in one place. Its sums depend
+on nothing but (parameters, broadcast, client state, plans): not on the worker, nor on what the
+worker did before.
+"""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedopt.client.algorithm import (
+    ClientUpdate,
+    LocalAlgorithm,
+    LocalResult,
+    LocalTerms,
+    Vectors,
+)
+from fedopt.client.plan import ClientPlan, LocalWork, plan_client
+from fedopt.client.state import RowFile
+from fedopt.data.population import Examples, Population
+from fedopt.models.layout import ModelState, ParameterLayout
+
+
+class Engine(Protocol):
+    """Trains groups of at most `group_size` clients."""
+
+    @property
+    def group_size(self) -> int:
+        """The most clients that `train` takes at once."""
+        ...
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The layout of the model's parameters."""
+        ...
+
+    def train(
+        self,
+        start: ModelState,
+        round: int,
+        plans: Sequence[ClientPlan],
+        examples: Sequence[Examples],
+        terms: LocalTerms,
+    ) -> LocalResult:
+        """Train a group of clients from `start`."""
+        ...
+
+
+class Status(IntEnum):
+    """What became of a sampled client."""
+
+    TRAINED = 0
+    PARTIAL = 1
+    DROPPED = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slice of the cohort.
+
+    Args:
+        id: position of the block in the round.
+        clients: client ids.
+        steps: the steps that each of them does.
+        read_rows: row of each client's state, -1 where it has none.
+        write_rows: row for each client's new state.
+    """
+
+    id: int
+    clients: Sequence[int]
+    steps: Sequence[int]
+    read_rows: Sequence[int] = ()
+    write_rows: Sequence[int] = ()
+
+
+@dataclass
+class BlockSums:
+    """Sums over the clients of a block, in float64.
+
+    Args:
+        id: the block.
+        terms: sum of each term `[P]`; "delta" weighted, others not.
+        buffers: weighted sum of the changes of the buffers, `[Q]`.
+        weight: sum of the weights.
+        count: clients that are in the sums.
+    """
+
+    id: int
+    terms: dict[str, Tensor]
+    buffers: Tensor
+    weight: float = 0.0
+    count: int = 0
+
+
+@dataclass
+class Reports:
+    """What happened to each client, in columns (see `fedopt.analysis.columns`)."""
+
+    client: list[int] = field(default_factory=list)
+    status: list[int] = field(default_factory=list)
+    examples: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    planned_steps: list[int] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    update_norm: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def add(
+        self, plan: ClientPlan, status: Status, loss: float, norm: float, weight: float
+    ) -> None:
+        """Append one client."""
+        self.client.append(plan.client)
+        self.status.append(int(status))
+        self.examples.append(plan.examples)
+        self.steps.append(plan.steps)
+        self.planned_steps.append(plan.planned_steps)
+        self.train_loss.append(loss)
+        self.update_norm.append(norm)
+        self.weight.append(weight)
+
+
+@dataclass
+class Failure:
+    """Why a client failed: its traceback, or that its numbers are not finite."""
+
+    client: int
+    reason: str
+    diverged: bool
+
+
+@dataclass
+class TrainingOutcome:
+    """What a worker returns for its blocks of a round."""
+
+    sums: list[BlockSums]
+    reports: Reports = field(default_factory=Reports)
+    failures: list[Failure] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains blocks of clients.
+
+    Args:
+        population: the clients' examples.
+        engine: trains groups.
+        algorithm: the strategy's client side.
+        work: the amount of local work.
+        lr: learning rate.
+        seed: the run's seed.
+        weight_by_examples: whether an update weighs as many as its client has examples, or 1.
+        drop_partial: whether a client that does fewer steps than planned is dropped.
+    """
+
+    def __init__(
+        self,
+        population: Population,
+        engine: Engine,
+        algorithm: LocalAlgorithm,
+        work: LocalWork,
+        lr: float,
+        seed: int,
+        weight_by_examples: bool,
+        drop_partial: bool,
+    ) -> None:
+        self.population = population
+        self.engine = engine
+        self.algorithm = algorithm
+        self._work = work
+        self._lr = lr
+        self._seed = seed
+        self._weight_by_examples = weight_by_examples
+        self._drop_partial = drop_partial
+
+    def train(
+        self,
+        round: int,
+        blocks: Sequence[Block],
+        start: ModelState,
+        broadcast: Vectors,
+        rows: RowFile | None,
+    ) -> TrainingOutcome:
+        """Train the clients of some blocks.
+
+        Args:
+            round: communication round, from 1.
+            blocks: what to train.
+            start: the server's parameters and buffers, on the training device.
+            broadcast: what else the server sent, `[P]` each.
+            rows: file of client state, where the algorithm keeps any.
+        """
+        outcome = TrainingOutcome([])
+        for block in blocks:
+            sums = self._empty_sums(block.id)
+            for first in range(0, len(block.clients), self.engine.group_size):
+                group = slice(first, first + self.engine.group_size)
+                self._train_group(round, block, group, start, broadcast, rows, sums, outcome)
+            outcome.sums.append(sums)
+        return outcome
+
+    def plan(self, round: int, client: int, steps: int) -> ClientPlan:
+        """Return what a client does in a round."""
+        examples = int(self.population.sizes[client])
+        return plan_client(self._work, self._seed, round, client, examples, self._lr, steps)
+
+    def _empty_sums(self, block_id: int) -> BlockSums:
+        layout = self.engine.layout
+        zeros = {
+            name: torch.zeros(layout.size, dtype=torch.float64) for name in self.algorithm.terms
+        }
+        return BlockSums(block_id, zeros, torch.zeros(layout.buffer_size, dtype=torch.float64))
+
+    def _train_group(
+        self,
+        round: int,
+        block: Block,
+        group: slice,
+        start: ModelState,
+        broadcast: Vectors,
+        rows: RowFile | None,
+        sums: BlockSums,
+        outcome: TrainingOutcome,
+    ) -> None:
+        plans, kept = [], []
+        for position in range(*group.indices(len(block.clients))):
+            plan = self.plan(round, block.clients[position], block.steps[position])
+            if plan.is_partial and self._drop_partial:
+                outcome.reports.add(plan, Status.DROPPED, math.nan, math.nan, 0.0)
+            else:
+                plans.append(plan)
+                kept.append(position)
+        if not plans:
+            return
+        try:
+            state = rows.read([block.read_rows[p] for p in kept]) if rows else {}
+            examples = [self.population.train(plan.client) for plan in plans]
+            terms = self.algorithm.begin(broadcast, state)
+            result = self.engine.train(start, round, plans, examples, terms)
+            update = self.algorithm.finish(result, broadcast, state)
+        except Exception:
+            # The stage is in the traceback; the run decides whether to stop or to go on.
+            reason = traceback.format_exc()
+            for plan in plans:
+                outcome.failures.append(Failure(plan.client, reason, diverged=False))
+                outcome.reports.add(plan, Status.FAILED, math.nan, math.nan, 0.0)
+            return
+        self._add(plans, kept, block, result, update, rows, sums, outcome)
+
+    def _add(
+        self,
+        plans: Sequence[ClientPlan],
+        kept: Sequence[int],
+        block: Block,
+        result: LocalResult,
+        update: ClientUpdate,
+        rows: RowFile | None,
+        sums: BlockSums,
+        outcome: TrainingOutcome,
+    ) -> None:
+        """Add the finite updates of a group to the block's sums, report all of them."""
+        losses = result.train_loss.tolist()
+        norms = torch.linalg.vector_norm(result.delta, dim=-1).tolist()
+        good = [
+            i
+            for i, (loss, norm) in enumerate(zip(losses, norms, strict=True))
+            if math.isfinite(loss) and math.isfinite(norm)
+        ]
+        for i, plan in enumerate(plans):
+            finite = i in good
+            weight = (float(plan.examples) if self._weight_by_examples else 1.0) * finite
+            if not finite:
+                reason = f"training diverged: loss {losses[i]}, norm of the update {norms[i]}"
+                outcome.failures.append(Failure(plan.client, reason, diverged=True))
+                status = Status.FAILED
+            else:
+                status = Status.PARTIAL if plan.is_partial else Status.TRAINED
+                sums.weight += weight
+                sums.count += 1
+            outcome.reports.add(plan, status, losses[i], norms[i], weight)
+        if not good:
+            return
+        everyone = len(good) == len(plans)
+        weights = torch.tensor(
+            outcome.reports.weight[len(outcome.reports.weight) - len(plans) :],
+            dtype=torch.float64,
+        )[good]
+        for name, total in sums.terms.items():
+            term = update.terms[name] if everyone else update.terms[name][good]
+            factors = weights if name == "delta" else torch.ones_like(weights)
+            total += factors @ term.cpu().double()
+        if len(sums.buffers):
+            sums.buffers += weights @ result.buffers[good]
+        if rows:
+            new = {name: value[good] for name, value in update.state.items()}
+            rows.write([block.write_rows[kept[i]] for i in good], new)

@@ -1,0 +1,458 @@
+"""The configuration of a run: its schema, its errors, TOML in and out.
+
+A configuration is a tree of tables. Tables with a `name` (data, partition, model, strategy,
+local.optimizer) take the options that the named entry of the registry declares; the others have
+a fixed schema here. Everything is checked before anything is trained or written. This module
+imports neither torch nor Flower nor Ray.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+
+from fedopt.errors import ConfigError, did_you_mean
+from fedopt.registry import Options, get
+
+
+class Table(BaseModel):
+    """A table with a fixed schema: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunTable(Table):
+    """The keys at the top of the file."""
+
+    seed: int = Field(
+        0, ge=-(2**63), lt=2**63, description="every random draw derives from it; any integer"
+    )
+    rounds: int = Field(200, ge=1, description="communication rounds, >= 1")
+    clients_per_round: StrictInt | StrictFloat | Literal["all"] = Field(
+        20,
+        description='clients sampled a round: a count >= 1, a fraction in (0, 1], or "all"',
+    )
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="dtype of parameters and inputs"
+    )
+
+    @model_validator(mode="after")
+    def _cohort(self) -> RunTable:
+        value = self.clients_per_round
+        if isinstance(value, bool) or (isinstance(value, int) and value < 1):
+            raise ValueError(f"clients_per_round: a count must be >= 1, got {value}")
+        if isinstance(value, float) and not 0 < value <= 1:
+            raise ValueError(f"clients_per_round: a fraction must be in (0, 1], got {value}")
+        return self
+
+
+class LocalTable(Table):
+    """What a client does in a round, besides its optimizer."""
+
+    epochs: float | None = Field(
+        None, gt=0, description="passes over the client's examples, > 0; fractions allowed"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps instead of epochs, >= 1 (default: 5 epochs)"
+    )
+    batch_size: int | None = Field(
+        10, ge=1, description='examples a step, >= 1; "full" takes all of the client\'s examples'
+    )
+    loss: str = Field(
+        "cross_entropy", description='a registered loss, or "package.module:function"'
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_batch(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("batch_size") == "full":
+            return {**value, "batch_size": None}
+        return value
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> LocalTable:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("local.epochs and local.steps exclude each other; give one")
+        return self
+
+
+class SystemTable(Table):
+    """Heterogeneity of the devices."""
+
+    stragglers: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the sampled clients that do only a uniformly drawn part of their "
+        "local epochs (FedProx, section 5.2), in [0, 1]",
+    )
+
+
+class EngineTable(Table):
+    """Where and how local training runs; none of it changes the results but block_size."""
+
+    name: Literal["inline", "ray"] = Field("ray", description="inline: no Ray; ray: actors")
+    workers: int | None = Field(
+        None, ge=1, description="Ray actors, >= 1 (default: one a core, at most the blocks)"
+    )
+    training: Literal["auto", "loop"] = Field(
+        "auto", description="engine of local training; auto chooses by model and device"
+    )
+    device: str = Field("cpu", description='torch device of local training: "cpu" or "cuda"')
+    address: str | None = Field(
+        None, description='address of a Ray cluster, or "auto" (default: a private local one)'
+    )
+    block_size: int | None = Field(
+        None,
+        ge=1,
+        description="clients whose updates are summed before they leave a worker, >= 1 "
+        "(default: the cohort in at most 32 blocks); part of the result's bits",
+    )
+    on_client_error: Literal["fail", "skip"] = Field(
+        "fail", description="fail: an error in one client ends the run; skip: count and go on"
+    )
+
+
+class EvaluationTable(Table):
+    """What is measured, and when."""
+
+    every: int = Field(1, ge=1, description="rounds between evaluations, >= 1; the last always")
+    batch_size: int = Field(1024, ge=1, description="examples a forward pass, >= 1")
+    validation_clients: int = Field(
+        0,
+        ge=0,
+        description="clients whose validation split is evaluated (0: none); they are drawn "
+        "afresh each time",
+    )
+
+
+class CheckpointTable(Table):
+    """Checkpoints in the run's folder."""
+
+    every: int = Field(50, ge=0, description="rounds between checkpoints; 0: none")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept, >= 1")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A table whose `name` chooses an entry of the registry, with that entry's options."""
+
+    name: str
+    options: Options
+
+    def dump(self) -> dict[str, Any]:
+        """Return the table as plain values."""
+        return {"name": self.name, **_plain(self.options)}
+
+
+CHOICES: dict[str, str] = {
+    "data": "datasets",
+    "partition": "partitions",
+    "model": "models",
+    "strategy": "strategies",
+    "local.optimizer": "optimizers",
+}
+"""Dotted key of a table with a name -> the registry's kind."""
+
+DEFAULT_NAMES: dict[str, str] = {
+    "data": "digits",
+    "partition": "dirichlet",
+    "model": "mlp",
+    "strategy": "fedavg",
+    "local.optimizer": "sgd",
+}
+
+DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("partition", "dirichlet"): {"alpha": 0.1},
+}
+"""Options of the default task where they differ from the entry's own."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration. Build it with `load`, `from_tree` or `from_run_config`."""
+
+    run: RunTable = field(default_factory=RunTable)
+    data: Choice = field(default_factory=lambda: default_choice("data"))
+    partition: Choice = field(default_factory=lambda: default_choice("partition"))
+    model: Choice = field(default_factory=lambda: default_choice("model"))
+    strategy: Choice = field(default_factory=lambda: default_choice("strategy"))
+    local: LocalTable = field(default_factory=LocalTable)
+    optimizer: Choice = field(default_factory=lambda: default_choice("local.optimizer"))
+    system: SystemTable = field(default_factory=SystemTable)
+    engine: EngineTable = field(default_factory=EngineTable)
+    evaluation: EvaluationTable = field(default_factory=EvaluationTable)
+    checkpoint: CheckpointTable = field(default_factory=CheckpointTable)
+
+    TABLES: ClassVar[dict[str, type[Table]]] = {
+        "system": SystemTable,
+        "engine": EngineTable,
+        "evaluation": EvaluationTable,
+        "checkpoint": CheckpointTable,
+    }
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self.run.seed
+
+    @property
+    def rounds(self) -> int:
+        """Communication rounds."""
+        return self.run.rounds
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Config:
+        """Check a tree of tables, as a TOML file or keyword arguments give it.
+
+        Raises:
+            ConfigError: naming every bad key, its value, what is allowed, and the nearest match.
+        """
+        return _parse(tree)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the whole configuration, defaults included, as a tree of plain values."""
+        tree: dict[str, Any] = dict(_plain(self.run))
+        for key in ("data", "partition", "model", "strategy"):
+            tree[key] = getattr(self, key).dump()
+        tree["local"] = {**_plain(self.local), "optimizer": self.optimizer.dump()}
+        if self.local.batch_size is None:
+            tree["local"]["batch_size"] = "full"
+        for key in self.TABLES:
+            tree[key] = _plain(getattr(self, key))
+        return tree
+
+    def to_toml(self) -> str:
+        """Return the configuration as a TOML document that `load` reads back."""
+        return tomli_w.dumps(self.dump())
+
+
+def default_choice(key: str, name: str | None = None) -> Choice:
+    """Return the default entry of a table, with its default options."""
+    name = name or DEFAULT_NAMES[key]
+    entry = get(CHOICES[key], name, key=f"{key}.name")
+    return Choice(name, _validate(entry.options, DEFAULT_OPTIONS.get((key, name), {}), key))
+
+
+def load(
+    path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any
+) -> Config:
+    """Read a configuration: a TOML file, then `key=value` overrides, then keyword tables.
+
+    Raises:
+        ConfigError: the file cannot be read, or what it says is not allowed.
+    """
+    tree = read_toml(path) if path is not None else {}
+    for text in overrides:
+        _assign(tree, *_split_override(text))
+    for key, value in tables.items():
+        _merge(tree, key, value)
+    return Config.from_tree(tree)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: the file does not exist (with the nearest name beside it) or is not TOML.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = file.parent if file.parent.is_dir() else Path()
+        hint = did_you_mean(file.name, [p.name for p in folder.glob("*.toml")])
+        raise ConfigError(f'configuration file "{path}" does not exist.{hint}') from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'configuration file "{path}" cannot be read: {error}') from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f'configuration file "{path}" is not TOML: {error}') from error
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Config:
+    """Read a Flower run config: flat dotted keys, and `config-file`, a TOML file's path.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    tree: dict[str, Any] = {}
+    if run_config.get("config-file"):
+        tree = read_toml(str(run_config["config-file"]))
+    for key, value in run_config.items():
+        if key not in ("config-file", "out"):
+            _assign(tree, key, value)
+    return Config.from_tree(tree)
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, sign, raw = text.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f'"{text}" is not of the form key=value')
+    raw = raw.strip()
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), raw
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; a bare word for a table sets its name."""
+    *parents, last = key.split(".")
+    table = tree
+    for depth, parent in enumerate(parents):
+        inner = table.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = table[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(f'"{where}" is a value, not a table', key=key)
+        table = inner
+    _merge(table, last, value, replace=True)
+
+
+def _merge(tree: dict[str, Any], key: str, value: Any, *, replace: bool = False) -> None:
+    """Put `value` under `key`; tables are merged, a new name drops the old one's options."""
+    old = tree.get(key)
+    if isinstance(value, str) and isinstance(old, dict):
+        value = {"name": value}
+    if isinstance(old, dict) and isinstance(value, Mapping):
+        if value.get("name", old.get("name")) != old.get("name"):
+            nested = {k: v for k, v in old.items() if isinstance(v, dict)}
+            old = tree[key] = nested
+        for inner, inner_value in value.items():
+            _merge(old, inner, inner_value, replace=replace)
+    else:
+        tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _parse(tree: Mapping[str, Any]) -> Config:
+    problems: list[str] = []
+    tables = {k: v for k, v in tree.items() if k not in RunTable.model_fields}
+    known = [*RunTable.model_fields, *(f.name for f in fields(Config) if f.name != "run")]
+    known.remove("optimizer")
+    for key in list(tables):
+        if key not in known:
+            hint = did_you_mean(key, known)
+            problems.append(f"{key}: unknown key.{hint} Known: {', '.join(known)}.")
+            del tables[key]
+
+    def checked(build: Any, *arguments: Any) -> Any:
+        try:
+            return build(*arguments)
+        except ConfigError as error:
+            problems.append(str(error))
+            return None
+
+    values: dict[str, Any] = {
+        "run": checked(
+            _validate, RunTable, {k: v for k, v in tree.items() if k in RunTable.model_fields}, ""
+        )
+    }
+    _implied(tables)
+    local = tables.get("local", {})
+    if not isinstance(local, Mapping):
+        problems.append(f"local: expected a table, got {local!r}.")
+        local = {}
+    optimizer = local.get("optimizer", {})
+    values["local"] = checked(
+        _validate, LocalTable, {k: v for k, v in local.items() if k != "optimizer"}, "local"
+    )
+    values["optimizer"] = checked(_choice, "local.optimizer", optimizer)
+    for key in ("data", "partition", "model", "strategy"):
+        values[key] = checked(_choice, key, tables.get(key, {}))
+    for key, table in Config.TABLES.items():
+        values[key] = checked(_validate, table, tables.get(key, {}), key)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    local_table = values["local"]
+    if local_table.epochs is None and local_table.steps is None:
+        values["local"] = local_table.model_copy(update={"epochs": 5.0})
+    return Config(**values)
+
+
+def _implied(tables: dict[str, Any]) -> None:
+    """Synthetic data come with their own devices: the one implies the other."""
+
+    def name(key: str) -> Any:
+        table = tables.get(key)
+        return table.get("name") if isinstance(table, Mapping) else table
+
+    for one, other in (("data", "partition"), ("partition", "data")):
+        if name(one) == "synthetic" and name(other) is None:
+            table = tables.get(other) or {}
+            tables[other] = {"name": "synthetic", **table}
+
+
+def _choice(key: str, value: Any) -> Choice:
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"expected a table or a name, got {value!r}.", key=key)
+    options = {k: v for k, v in table.items() if k != "name"}
+    name = table.get("name")
+    if name is None:
+        name = DEFAULT_NAMES[key]
+        options = {**DEFAULT_OPTIONS.get((key, name), {}), **options}
+    if not isinstance(name, str):
+        raise ConfigError(f"expected a name, got {name!r}.", key=f"{key}.name")
+    if key == "model" and ":" in name:
+        from fedopt.models.catalogue import FreeOptions
+
+        return Choice(name, FreeOptions.model_validate(options))
+    entry = get(CHOICES[key], name, key=f"{key}.name")
+    return Choice(name, _validate(entry.options, options, key))
+
+
+def _validate(model: type[Any], value: Any, prefix: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"expected a table, got {value!r}.", key=prefix)
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(model, problem, prefix) for problem in error.errors())
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(model: type[BaseModel], problem: Any, prefix: str) -> str:
+    """Say one problem of pydantic as `key: what is wrong, what is allowed`."""
+    location = [str(part) for part in problem["loc"]]
+    if problem["type"] == "value_error":
+        text = str(problem["ctx"]["error"])
+        leads = prefix and not text.startswith(f"{prefix}.")
+        return f"{prefix}: {text}" if leads else text
+    name = location[0] if location else ""
+    key = ".".join(part for part in (prefix, name) if part)
+    allowed = list(model.model_fields)
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(allowed) or "none"
+        return f"{key}: unknown key.{did_you_mean(name, allowed)} Known: {known}."
+    described = model.model_fields[name].description if name in model.model_fields else None
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+        words = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+        hint = did_you_mean(problem["input"], words)
+    if problem["type"] == "missing":
+        return f"{key}: required ({described})."
+    says = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}: got {problem['input']!r}; {says}.{hint} ({described})"
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    """Dump a table without the values that are None (TOML has no null)."""
+    dumped = model.model_dump(mode="python", exclude_none=True)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dumped.items()}

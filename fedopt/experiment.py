@@ -1,0 +1,249 @@
+"""Everything that a run needs, built and checked from its configuration: data, model, loss.
+
+An `Experiment` is what server and nodes share. It is built once in the calling process; Ray
+workers get it pickled (arrays in shared memory), nodes of a real deployment build their own from
+the configuration that the server sends.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedopt.client.algorithm import LocalAlgorithm
+from fedopt.client.loop import LoopEngine
+from fedopt.client.losses import Loss
+from fedopt.client.plan import LocalWork
+from fedopt.client.trainer import Trainer
+from fedopt.config import Config
+from fedopt.data.population import Population, build_population
+from fedopt.errors import ConfigError
+from fedopt.models.layout import ParameterLayout
+from fedopt.optim.adapter import make_rule
+from fedopt.optim.rules import Rule
+from fedopt.registry import get, import_object
+from fedopt.seeds import torch_seed
+
+ModelFactory = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration with what it names.
+
+    Args:
+        config: the checked configuration.
+        population: the clients' examples and the test set.
+        model_factory: makes a new module; initialised under the run's seed.
+        loss: function of (output, target) that returns the batch mean as a scalar.
+    """
+
+    config: Config
+    population: Population
+    model_factory: ModelFactory
+    loss: Loss
+
+    @classmethod
+    def from_config(cls, config: Config) -> Experiment:
+        """Load what a configuration names, and check that it fits together.
+
+        Raises:
+            ConfigError: data, model, loss and configuration do not fit.
+        """
+        population = build_population(
+            config.data.name,
+            config.data.options,
+            config.partition.name,
+            config.partition.options,
+            seed=config.seed,
+            dtype=config.run.dtype,
+        )
+        experiment = cls(config, population, model_factory(config, population), load_loss(config))
+        experiment.check()
+        return experiment
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of parameters and inputs."""
+        dtype: torch.dtype = getattr(torch, self.config.run.dtype)
+        return dtype
+
+    @property
+    def work(self) -> LocalWork:
+        """The amount of local work of a round."""
+        local = self.config.local
+        return LocalWork(local.epochs, local.steps, local.batch_size)
+
+    def rule(self) -> tuple[Rule, float]:
+        """Return the local update rule and its learning rate."""
+        return make_rule(self.config.optimizer.name, **self.config.optimizer.options.model_dump())
+
+    def build_model(self) -> nn.Module:
+        """Return a new module, initialised under the run's seed, in the run's dtype."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch_seed(self.config.seed, "model"))
+            model = self.model_factory()
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"the factory returned {type(model).__name__}, not a torch.nn.Module",
+                key="model.name",
+            )
+        return model.to(self.dtype)
+
+    def trainer(self) -> Trainer:
+        """Return what trains clients, on this machine's device."""
+        config = self.config
+        rule, lr = self.rule()
+        device = torch.device(config.engine.device)
+        engine = LoopEngine(self.build_model(), self.loss, rule, config.seed, device)
+        strategy = config.strategy.options.model_dump()
+        return Trainer(
+            self.population,
+            engine,
+            self.local_algorithm(),
+            self.work,
+            lr,
+            config.seed,
+            weight_by_examples=strategy["weighting"] == "examples",
+            drop_partial=strategy["partial_work"] == "drop",
+        )
+
+    def local_algorithm(self) -> LocalAlgorithm:
+        """Return the client side of the strategy."""
+        strategy = get("strategies", self.config.strategy.name).load()
+        algorithm: LocalAlgorithm = strategy.local(self.config.strategy.options)
+        return algorithm
+
+    def cohort_size(self) -> int:
+        """Return the number of clients sampled a round."""
+        return cohort_size(
+            self.config.run.clients_per_round, int(np.count_nonzero(self.population.sizes))
+        )
+
+    def check(self) -> None:
+        """Check that configuration, data and model fit together, on two examples.
+
+        Raises:
+            ConfigError: more clients are sampled than there are, the device is missing, the
+                model's output does not fit the classes, the loss is no scalar.
+        """
+        self.cohort_size()
+        device = self.config.engine.device
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f'"{device}" cannot be used: {error}', key="engine.device") from None
+        strategy = get("strategies", self.config.strategy.name).load()
+        strategy.check(self.config.strategy.options, self.rule()[0])
+        self._check_model()
+
+    def _check_model(self) -> None:
+        client = int(np.flatnonzero(self.population.sizes)[0])
+        examples = self.population.train(client)
+        inputs = torch.from_numpy(examples.x[:2].copy())
+        targets = torch.from_numpy(examples.y[:2].copy())
+        model = self.build_model()
+        ParameterLayout.of(model)
+        model.eval()
+        try:
+            with torch.no_grad():
+                output = model(inputs)
+        except Exception as error:
+            raise ConfigError(
+                f"the model cannot take inputs of shape {tuple(inputs.shape)}: {error}",
+                key="model",
+            ) from error
+        classes = self.population.classes
+        is_cross_entropy = self.loss is torch.nn.functional.cross_entropy
+        if is_cross_entropy and classes is None:
+            raise ConfigError(
+                'cross_entropy needs integer labels, the data have real targets; use "mse"',
+                key="local.loss",
+            )
+        if is_cross_entropy and (output.dim() < 2 or output.shape[1] < (classes or 0)):
+            raise ConfigError(
+                f"the model's output has shape {tuple(output.shape)} for a batch of "
+                f"{len(inputs)}, but the data have {classes} classes; "
+                f"it must be [batch, {classes}]",
+                key="model",
+            )
+        try:
+            loss = self.loss(output, targets)
+        except Exception as error:
+            raise ConfigError(
+                f"the loss cannot take an output of shape {tuple(output.shape)} and a target of "
+                f"shape {tuple(targets.shape)}: {error}",
+                key="local.loss",
+            ) from error
+        if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+            raise ConfigError("the loss must be a scalar tensor", key="local.loss")
+
+
+def cohort_size(clients_per_round: int | float | str, clients: int) -> int:
+    """Return the number of clients sampled a round.
+
+    Args:
+        clients_per_round: a count, a fraction in (0, 1], or "all".
+        clients: clients that have examples.
+
+    Raises:
+        ConfigError: more are sampled than there are.
+    """
+    if clients_per_round == "all":
+        return clients
+    if isinstance(clients_per_round, float):
+        return max(1, round(clients_per_round * clients))
+    count = int(clients_per_round)
+    if count > clients:
+        raise ConfigError(
+            f'got {count}, but only {clients} clients have examples; use at most {clients}, '
+            f'a fraction in (0, 1], or "all"',
+            key="clients_per_round",
+        )
+    return count
+
+
+def model_factory(config: Config, population: Population) -> ModelFactory:
+    """Return the factory of the configured model, sized from the data."""
+    name = config.model.name
+    options = config.model.options.model_dump()
+    shape = tuple(population.input_shape)
+    width = population.classes if population.classes is not None else 1
+    if ":" not in name:
+        return partial(get("models", name).load(), shape, width, **options)
+    factory = import_object(name, key="model.name")
+    if not callable(factory):
+        raise ConfigError(f'"{name}" is not callable', key="model.name")
+    sizes = {"input_shape": shape, "classes": width}
+    try:
+        accepted = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        accepted = {}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    unknown = [key for key in options if key not in accepted and not takes_any]
+    if unknown:
+        raise ConfigError(
+            f'"{name}" does not take it; it takes {", ".join(accepted) or "nothing"}',
+            key=f"model.{unknown[0]}",
+        )
+    given = {k: v for k, v in sizes.items() if k in accepted or takes_any}
+    return partial(factory, **{**given, **options})
+
+
+def load_loss(config: Config) -> Loss:
+    """Return the configured loss."""
+    name = config.local.loss
+    if ":" in name:
+        loss = import_object(name, key="local.loss")
+        if not callable(loss):
+            raise ConfigError(f'"{name}" is not callable', key="local.loss")
+    else:
+        loss = get("losses", name, key="local.loss").load()
+    found: Loss = loss
+    return found

@@ -1,0 +1,1 @@
+"""Small reference models and the flat layout of a model's parameters (torch only)."""

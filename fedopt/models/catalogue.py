@@ -1,0 +1,87 @@
+"""The reference models that a configuration can name. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from fedopt.registry import Entry, Options, register
+
+
+class LogisticOptions(Options):
+    """Multinomial logistic regression has no options but its bias."""
+
+    bias: bool = Field(True, description="whether the linear map has a bias")
+
+
+class MlpOptions(Options):
+    """Widths of a multi-layer perceptron."""
+
+    hidden: tuple[int, ...] = Field(
+        (64,), min_length=1, description="widths of the hidden layers, each >= 1"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability, in [0, 1)")
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuse widths below one."""
+        if min(self.hidden) < 1:
+            raise ValueError("each width must be >= 1")
+
+
+class CnnOptions(Options):
+    """The two-convolution network of McMahan et al. (2017)."""
+
+    channels: tuple[int, int] = Field((32, 64), description="output channels of the convolutions")
+    hidden: int = Field(512, ge=1, description="width of the dense layer, >= 1")
+    kernel_size: Literal[3, 5] = Field(5, description="side of the square kernels, pixels")
+    norm: Literal["none", "group"] = Field(
+        "none", description="normalisation after each convolution: none, or GroupNorm"
+    )
+    groups: int = Field(8, ge=1, description="groups of GroupNorm; must divide both channels")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability, in [0, 1)")
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuse channels that GroupNorm cannot split."""
+        if min(self.channels) < 1:
+            raise ValueError("each number of channels must be >= 1")
+        if self.norm == "group" and any(c % self.groups for c in self.channels):
+            raise ValueError(f"groups={self.groups} must divide both of channels={self.channels}")
+
+
+class FreeOptions(Options):
+    """Options of a model given by path: passed to the factory as they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+register(
+    Entry(
+        kind="models",
+        name="logistic",
+        target="fedopt.models.reference:logistic",
+        options=LogisticOptions,
+        description="multinomial logistic regression on the flattened input",
+        source="Li et al. 2020 (FedProx), section 5",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="mlp",
+        target="fedopt.models.reference:mlp",
+        options=MlpOptions,
+        description="multi-layer perceptron with ReLU; hidden=[200, 200] is McMahan's 2NN",
+        source="McMahan et al. 2017, section 3 (2NN)",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="cnn",
+        target="fedopt.models.reference:cnn",
+        options=CnnOptions,
+        description="two convolutions with max-pooling and one dense layer",
+        source="McMahan et al. 2017, section 3 (CNN)",
+    )
+)

@@ -1,0 +1,127 @@
+"""SCAFFOLD: control variates on the server (c) and the clients (c_i) remove client drift.
+
+    client: y <- y - lr (g_i(y) - c_i + c), K times from y = x
+            option I:   c_i+ = gradient of f_i at x, over all the client's examples
+            option II:  c_i+ = c_i - c + (x - y) / (K lr)
+    server: x <- x + server_lr * mean_S(y - x)
+            c <- c + |S|/N * mean_S(c_i+ - c_i)
+
+All c start at zero, so that c is the mean of all c_i in every round. K lr is the true sum of the
+coefficients with which this client's gradients entered y: it counts the steps that happened,
+varying learning rates, and momentum; where there is no such sum (Adam), option II is refused.
+
+Source: Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated
+Learning", algorithm 1. The means over the cohort S are uniform, as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedopt.client.algorithm import (
+    ClientUpdate,
+    LocalAlgorithm,
+    LocalResult,
+    LocalTerms,
+    Vectors,
+)
+from fedopt.errors import ConfigError
+from fedopt.models.layout import ParameterLayout
+from fedopt.optim.rules import Rule
+from fedopt.registry import Options
+from fedopt.server.catalogue import ScaffoldOptions
+from fedopt.server.strategy import FederatedStrategy, RoundSums
+
+
+@dataclass(frozen=True)
+class ScaffoldLocal:
+    """SCAFFOLD's client.
+
+    Args:
+        option: how the control variate is renewed, "I" or "II".
+
+    Source: Karimireddy et al. 2020, algorithm 1, lines 7 to 14.
+    """
+
+    option: str
+    terms: ClassVar[tuple[str, ...]] = ("delta", "control_delta")
+    state_fields: ClassVar[tuple[str, ...]] = ("control_variate",)
+
+    def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
+        """Return the correction c - c_i of each gradient."""
+        c, c_i = _controls(broadcast, state)
+        return LocalTerms(correction=c - c_i, full_gradient=self.option == "I")
+
+    def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
+        """Return y - x and c_i+ - c_i, and keep c_i+."""
+        c, c_i = _controls(broadcast, state)
+        if self.option == "I":
+            assert result.full_gradient is not None
+            new = result.full_gradient
+        else:
+            assert result.lr_sum is not None
+            new = c_i - c - result.delta / result.lr_sum.to(result.delta).unsqueeze(-1)
+        # In double precision the differences are exact, so that c stays the mean of the c_i.
+        control_delta = new.double() - c_i.double()
+        return ClientUpdate(
+            {"delta": result.delta, "control_delta": control_delta}, {"control_variate": new}
+        )
+
+
+def _controls(broadcast: Vectors, state: Vectors) -> tuple[Tensor, Tensor]:
+    """Return c `[P]` and c_i `[G, P]` on the training device."""
+    c = broadcast["control_variate"]
+    return c, state["control_variate"].to(c.device)
+
+
+class Scaffold(FederatedStrategy):
+    """Stochastic controlled averaging.
+
+    Source: Karimireddy et al. 2020, algorithm 1.
+    """
+
+    broadcasts: ClassVar[tuple[str, ...]] = ("control_variate",)
+
+    @classmethod
+    def local(cls, options: ScaffoldOptions) -> LocalAlgorithm:
+        """Return SCAFFOLD's client."""
+        return ScaffoldLocal(options.option)
+
+    @classmethod
+    def check(cls, options: Options, rule: Rule) -> None:
+        """Refuse option II under an optimizer whose update is not linear in the gradients."""
+        assert isinstance(options, ScaffoldOptions)
+        if options.option == "II" and rule.effective_lr_sum([1.0]) is None:
+            raise ConfigError(
+                f"option II reads the mean gradient off the client's displacement, which "
+                f'{type(rule).__name__} does not allow; use option = "I", or sgd',
+                key="strategy.option",
+            )
+
+    def begin(self, layout: ParameterLayout) -> None:
+        """Start with c = 0."""
+        self.control_variate = torch.zeros(layout.size, dtype=torch.float64)
+
+    def broadcast(self) -> Mapping[str, Tensor]:
+        """Send c."""
+        return {"control_variate": self.control_variate}
+
+    def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
+        """Renew c and return the new parameters."""
+        self.control_variate = (
+            self.control_variate + sums.terms["control_delta"] / self.sampler.clients
+        )
+        return super().server_step(parameters, sums)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return c."""
+        return {"control_variate": self.control_variate}
+
+    def load_vectors(self, vectors: Mapping[str, Tensor]) -> None:
+        """Take back c."""
+        self.control_variate = vectors["control_variate"].clone()

@@ -1,0 +1,439 @@
+"""The base of all strategies: a round, from sampling to the new model, as a Flower `Strategy`.
+
+What is the same for every algorithm lives here: who trains, in which blocks and on which nodes;
+client state that counts only once the round is accepted; sums in a fixed order at double
+precision; failures. An algorithm adds what it sends (`broadcast`), how the sums become the new
+parameters (`server_step`), and its client's side (`local`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from fedopt.client.algorithm import LocalAlgorithm
+from fedopt.client.messages import decode_outcome, encode_evaluation, encode_request
+from fedopt.client.plan import LocalWork, happening_steps
+from fedopt.client.trainer import Block, BlockSums, Reports, Status
+from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.optim.rules import Rule
+from fedopt.records import from_record, to_record
+from fedopt.registry import Options
+from fedopt.server.blocks import block_size, cut, deal
+from fedopt.server.client_store import ClientStateStore
+from fedopt.server.sampling import UniformSampler
+
+log = logging.getLogger("fedopt")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, and how: what a strategy needs to know of the run.
+
+    Args:
+        sizes: training examples of each client, `[N]`; clients with none are never sampled.
+        clients_per_round: K, the clients sampled a round.
+        work: the amount of local work, from which steps are planned.
+        seed: the run's seed.
+        stragglers: share of the cohort that does a part of its work only, in [0, 1].
+        block_size: clients a block; None cuts the cohort into at most 32 blocks.
+        skip_failed: whether a failing client is skipped and counted rather than ending the run.
+        validation_clients: clients evaluated on their validation split; 0 for none.
+        evaluate_every: rounds between such evaluations.
+        buffers: names of floating arrays of the model that are not trained.
+        folder: where client state is kept; None uses a temporary folder.
+    """
+
+    sizes: npt.NDArray[np.int64]
+    clients_per_round: int
+    work: LocalWork
+    seed: int = 0
+    stragglers: float = 0.0
+    block_size: int | None = None
+    skip_failed: bool = False
+    validation_clients: int = 0
+    evaluate_every: int = 1
+    buffers: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+@dataclass
+class RoundSums:
+    """Sums over the clients of a round, in float64.
+
+    Args:
+        terms: sum of each term, `[P]`; "delta" weighted, the others not.
+        buffers: weighted sum of the changes of the buffers, `[Q]`.
+        weight: sum of the weights, > 0.
+        count: |S|, the clients that are in the sums, >= 1.
+    """
+
+    terms: dict[str, Tensor]
+    buffers: Tensor
+    weight: float
+    count: int
+
+    def mean(self, name: str = "delta") -> Tensor:
+        """Return the mean of a term, `[P]`: weighted for "delta", uniform for the others."""
+        return self.terms[name] / (self.weight if name == "delta" else self.count)
+
+
+@dataclass
+class RoundRecord:
+    """What happened in a round.
+
+    Args:
+        round: communication round, from 1.
+        reports: one entry a sampled client.
+        train_loss: example-weighted mean loss over the local steps of the clients in the sums.
+        bytes_down: bytes sent to the cohort.
+        bytes_up: bytes that clients sent back.
+        metrics: what was measured on validation splits, if anything.
+    """
+
+    round: int
+    reports: Reports
+    train_loss: float
+    bytes_down: int
+    bytes_up: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def count(self, *statuses: Status) -> int:
+        """Return the number of sampled clients with one of the statuses."""
+        return sum(status in statuses for status in self.reports.status)
+
+
+class FederatedStrategy(Strategy):
+    """A federated algorithm, usable in any Flower ServerApp with fedopt's ClientApp.
+
+    Args:
+        options: the strategy's options (see `fedopt list strategies`).
+        federation: who takes part.
+    """
+
+    broadcasts: ClassVar[tuple[str, ...]] = ()
+    """Names of the parameter-sized vectors that are sent down besides the model."""
+
+    def __init__(self, options: Any, federation: Federation) -> None:
+        self.options = options
+        self.federation = federation
+        self.algorithm = self.local(options)
+        self.sampler = UniformSampler(federation.sizes, federation.seed)
+        if federation.clients_per_round > self.sampler.clients:
+            raise ConfigError(
+                f"got {federation.clients_per_round}, but only {self.sampler.clients} clients "
+                "have examples",
+                key="clients_per_round",
+            )
+        self.record: RoundRecord | None = None
+        self.store: ClientStateStore | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._layout: ParameterLayout | None = None
+        self._arrays: ArrayRecord | None = None
+        self._state: ModelState | None = None
+        self._blocks: list[Block] = []
+
+    # What an algorithm defines -----------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def local(cls, options: Any) -> LocalAlgorithm:
+        """Return the client's side of the algorithm."""
+
+    @classmethod
+    def check(cls, options: Options, rule: Rule) -> None:
+        """Refuse options that do not go with a local update rule, with the reason.
+
+        Raises:
+            ConfigError: the combination is mathematically unsound.
+        """
+
+    def broadcast(self) -> Mapping[str, Tensor]:
+        """Return the vectors `[P]` that are sent down besides the model."""
+        return {}
+
+    def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
+        """Return the new parameters `[P]`, all in float64; here x + server_lr * mean(delta)."""
+        return parameters + self.options.server_lr * sums.mean()
+
+    def begin(self, layout: ParameterLayout) -> None:
+        """Make the server's own state, once the model is known."""
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return the server's own state, vectors `[P]` in float64 by name."""
+        return {}
+
+    def load_vectors(self, vectors: Mapping[str, Tensor]) -> None:
+        """Take back what `vectors` returned."""
+
+    # Flower's Strategy -------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort, cut it into blocks, and return one message a node."""
+        federation = self.federation
+        self._take(arrays)
+        cohort = self.sampler.sample(server_round, federation.clients_per_round)
+        steps = happening_steps(
+            federation.work,
+            federation.seed,
+            server_round,
+            cohort.tolist(),
+            federation.sizes[cohort],
+            federation.stragglers,
+        )
+        size = block_size(len(cohort), federation.block_size)
+        self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
+        broadcast = to_record({name: v.to(self.layout.dtype) for name, v in self.broadcast().items()})
+        state = self.store.file if self.store else None
+        nodes = sorted(grid.get_node_ids())
+        if not nodes:
+            raise RunError("no node is connected")
+        return [
+            Message(
+                encode_request(server_round, blocks, arrays, broadcast, state, config),
+                dst_node_id=node,
+                message_type=MessageType.TRAIN,
+                group_id=str(server_round),
+            )
+            for node, blocks in deal(self._blocks, nodes).items()
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the blocks' sums in order, make the new model, and accept the clients' state.
+
+        Raises:
+            ClientError: a client failed, unless failures are skipped.
+            RunError: a block is missing, or no client is left.
+        """
+        sums, reports = self._collect(server_round, replies)
+        layout, old = self.layout, self._state
+        assert old is not None
+        total = self._sum(server_round, sums)
+        parameters = self.server_step(old.parameters.double(), total)
+        if not torch.isfinite(parameters).all():
+            raise RunError(f"the model is not finite after round {server_round}")
+        buffers = old.buffers + total.buffers / total.weight if len(old.buffers) else old.buffers
+        named = layout.named(ModelState(parameters.to(layout.dtype), buffers))
+        if self.store:
+            accepted = zip(reports.client, reports.status, strict=True)
+            self.store.commit(c for c, s in accepted if s in (Status.TRAINED, Status.PARTIAL))
+        self.record = self._recorded(server_round, reports)
+        # Buffers go through their own dtype, so that a resumed run goes on from the same bits.
+        self._state, self._arrays = layout.state(named), to_record(named)
+        return self._arrays, MetricRecord({"train_loss": self.record.train_loss})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask for the loss on the validation splits of some clients, where that is wanted."""
+        federation = self.federation
+        count = min(federation.validation_clients, self.sampler.clients)
+        if not count or server_round % federation.evaluate_every:
+            return []
+        clients = self.sampler.sample(server_round, count, "validation").tolist()
+        nodes = sorted(grid.get_node_ids())
+        shares = [clients[i :: len(nodes)] for i in range(len(nodes))]
+        return [
+            Message(
+                encode_evaluation(server_round, share, arrays, config),
+                dst_node_id=node,
+                message_type=MessageType.EVALUATE,
+                group_id=str(server_round),
+            )
+            for node, share in zip(nodes, shares, strict=True)
+            if share
+        ]
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return the example-weighted means over the clients' validation splits."""
+        rows: list[tuple[int, int, float, float]] = []
+        for reply in replies:
+            columns = _content(reply).metric_records["clients"]
+            names = ("client", "examples", "loss", "accuracy")
+            rows.extend(zip(*(columns[n] for n in names), strict=True))  # type: ignore[arg-type]
+        rows = sorted(row for row in rows if row[1] > 0)
+        examples = sum(row[1] for row in rows)
+        if not examples:
+            return None
+        metrics = {
+            "validation_loss": math.fsum(n * loss for _, n, loss, _ in rows) / examples,
+            "validation_accuracy": math.fsum(n * a for _, n, _, a in rows) / examples,
+        }
+        if self.record is not None:
+            self.record.metrics.update(metrics)
+        return MetricRecord({k: v for k, v in metrics.items() if math.isfinite(v)})
+
+    def summary(self) -> None:
+        """Log the strategy, its options and the federation."""
+        federation = self.federation
+        log.info(
+            "%s(%s): %d of %d clients a round",
+            type(self).__name__,
+            self.options,
+            federation.clients_per_round,
+            self.sampler.clients,
+        )
+
+    # State -------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> ParameterLayout:
+        """The layout of the model, known from the first round on."""
+        assert self._layout is not None, "no model has been seen yet"
+        return self._layout
+
+    @property
+    def state(self) -> ModelState:
+        """The server's model as flat vectors."""
+        assert self._state is not None, "no model has been seen yet"
+        return self._state
+
+    def prepare(
+        self, arrays: ArrayRecord, checkpoints: Mapping[int, Mapping[int, int]] | None = None
+    ) -> None:
+        """Read the model's layout and make server and client state (idempotent).
+
+        Args:
+            arrays: the model's arrays by name.
+            checkpoints: indices of client state kept by checkpoints, when resuming.
+        """
+        if self._layout is not None:
+            return
+        tensors = from_record(arrays)
+        self._layout = ParameterLayout.of_arrays(tensors, self.federation.buffers)
+        self._arrays, self._state = arrays, self._layout.state(tensors)
+        if self.algorithm.state_fields:
+            folder = self.federation.folder
+            if folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="fedopt-")
+                folder = Path(self._folder.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.store = ClientStateStore(
+                folder / "client_state.bin",
+                self.algorithm.state_fields,
+                self._layout.size,
+                self._layout.dtype,
+                checkpoints,
+            )
+        self.begin(self._layout)
+
+    def _take(self, arrays: ArrayRecord) -> None:
+        """Make `arrays` the current model; a no-op for those that the last round returned."""
+        self.prepare(arrays)
+        if arrays is not self._arrays:
+            self._arrays, self._state = arrays, self.layout.state(from_record(arrays))
+
+    def _with_rows(self, blocks: list[Block]) -> list[Block]:
+        """Give the blocks the rows of their clients' state."""
+        if not self.store:
+            return blocks
+        read, write = self.store.begin([c for block in blocks for c in block.clients])
+        out, first = [], 0
+        for block in blocks:
+            part = slice(first, first + len(block.clients))
+            out.append(Block(block.id, block.clients, block.steps, read[part], write[part]))
+            first += len(block.clients)
+        return out
+
+    # Replies -----------------------------------------------------------------------------------
+
+    def _collect(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[list[BlockSums], Reports]:
+        """Decode the replies: sums in the order of the blocks, reports in that of the clients."""
+        sums: dict[int, BlockSums] = {}
+        rows: list[tuple[Any, ...]] = []
+        failures = []
+        for reply in replies:
+            outcome = decode_outcome(_content(reply))
+            sums |= {block.id: block for block in outcome.sums}
+            rows.extend(zip(*vars(outcome.reports).values(), strict=True))
+            failures.extend(outcome.failures)
+        missing = [block.id for block in self._blocks if block.id not in sums]
+        if missing:
+            raise RunError(f"round {server_round}: no reply for blocks {missing}")
+        if failures:
+            failures.sort(key=lambda f: f.client)
+            first = failures[0]
+            if not self.federation.skip_failed:
+                kind = DivergenceError if first.diverged else ClientError
+                raise kind(first.reason, client=first.client, round=server_round)
+            for failure in failures:
+                last_line = failure.reason.strip().splitlines()[-1]
+                log.warning(
+                    "round %d: client %d skipped: %s", server_round, failure.client, last_line
+                )
+        rows.sort()
+        columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
+        return [sums[block.id] for block in self._blocks], Reports(*(list(c) for c in columns))
+
+    def _sum(self, server_round: int, blocks: Sequence[BlockSums]) -> RoundSums:
+        """Add the blocks in their order."""
+        count = sum(block.count for block in blocks)
+        if not count:
+            raise RunError(
+                f"round {server_round}: no client's update is left "
+                "(all failed, or were dropped for doing part of their work)"
+            )
+        terms = {name: torch.zeros_like(blocks[0].terms[name]) for name in self.algorithm.terms}
+        buffers = torch.zeros(self.layout.buffer_size, dtype=torch.float64)
+        for block in blocks:
+            for name, total in terms.items():
+                total += block.terms[name]
+            if len(buffers):
+                buffers += block.buffers
+        weight = math.fsum(block.weight for block in blocks)
+        return RoundSums(terms, buffers, weight, count)
+
+    def _recorded(self, server_round: int, reports: Reports) -> RoundRecord:
+        """Count losses and bytes: each sampled client downloads, each that trained uploads."""
+        layout = self.layout
+        trained = [
+            (loss, n)
+            for loss, n, status in zip(
+                reports.train_loss, reports.examples, reports.status, strict=True
+            )
+            if status in (Status.TRAINED, Status.PARTIAL)
+        ]
+        extra_down = len(self.broadcasts) * layout.parameter_nbytes
+        extra_up = (len(self.algorithm.terms) - 1) * layout.parameter_nbytes
+        return RoundRecord(
+            server_round,
+            reports,
+            math.fsum(loss * n for loss, n in trained) / math.fsum(n for _, n in trained),
+            bytes_down=len(reports.client) * (layout.nbytes + extra_down),
+            bytes_up=len(trained) * (layout.nbytes + extra_up),
+        )
+
+
+def _content(reply: Message) -> Any:
+    """Return a reply's content.
+
+    Raises:
+        RunError: the node answered with an error.
+    """
+    if reply.has_error():
+        raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
+    return reply.content
+

@@ -1,0 +1,1 @@
+"""Where clients run in a simulation: grids that hand Flower messages to the ClientApp."""
