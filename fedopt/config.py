@@ -419,6 +419,8 @@ def _choice(key: str, value: Any) -> Choice:
 
 
 def _validate(model: type[Any], value: Any, prefix: str) -> Any:
+    if isinstance(value, str) and "name" in model.model_fields:
+        value = {"name": value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a table, got {value!r}.", key=prefix)
     try:

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from fedopt.analysis.atomic import write_atomically
+from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError, unknown_name
 
 Floats = npt.NDArray[np.float64]

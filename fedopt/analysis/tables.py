@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedopt.analysis.atomic import write_atomically
+from fedopt.atomic import write_atomically
 from fedopt.analysis.columns import CLIENT_STATUSES, Column, Kind, names
 from fedopt.errors import ConfigError, RunError, did_you_mean
 

@@ -106,8 +106,8 @@ class SyntheticOptions(DatasetOptions):
     )
     iid: bool = Field(
         False,
-        description="One model and one input law for all devices; alpha and beta must be 0 or "
-        "left at their defaults and have no effect.",
+        description="One model and one input law for all devices, as in the published code for iid "
+        "data, which does not use alpha and beta.",
     )
     features: int = Field(60, ge=1, description="Input dimension, >= 1.")
     classes: int = Field(10, ge=2, description="Number of classes, >= 2.")

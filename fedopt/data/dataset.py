@@ -74,7 +74,7 @@ class Dataset:
         """Natural clients of the training examples, in the same order as `targets`."""
         if self.client is None or self.rows is None:
             return self.client
-        return cast(AnyArray, self.client[self.rows])
+        return self.client[self.rows]
 
 
 def load_dataset(name: str, seed: int = 0, **options: object) -> Dataset:

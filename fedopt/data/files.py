@@ -6,9 +6,9 @@ Pickled objects inside numpy files are refused: loading them would run code from
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -158,7 +158,7 @@ def _targets(y: AnyArray, classify: bool, where: str, name: str) -> AnyArray:
         return y if y.dtype.kind == "f" else y.astype(np.float64)
     flat = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     check_labels(flat, where=where, name=name)
-    return flat if flat.dtype.kind in "iu" else flat.astype(np.int64)
+    return flat if np.can_cast(flat.dtype, np.int64) else flat.astype(np.int64)
 
 
 def _require(raw: dict[str, AnyArray], key: str, where: str) -> None:
@@ -172,25 +172,44 @@ def _require(raw: dict[str, AnyArray], key: str, where: str) -> None:
 
 
 def _read(path: Path) -> dict[str, AnyArray]:
+    """Return the arrays by name; those of a folder are memory-mapped."""
     if path.is_dir():
-        files = sorted(path.glob("*.npy"))
-        if not files:
-            raise DataError(f"{path}: the folder has no .npy files", key="data.path")
-        readers = {file.stem: _mapped(file) for file in files}
-        return _load(readers, wanted=PLAIN + MEDMNIST)
+        found = {file.stem: file for file in sorted(path.glob("*.npy")) if _is_read(file.stem)}
+        return {name: _mapped(file) for name, file in found.items()}
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        hint = did_you_mean(path.name, [p.name for p in folder.iterdir()])
+        folder = path.parent
+        names = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+        hint = did_you_mean(path.name, names)
         raise DataError(f'"{path}" does not exist.{hint}', key="data.path")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(
-                    f"{path}: a single array; give an .npz file with x and y, or the folder of "
-                    "x.npy and y.npy",
-                    key="data.path",
-                )
-            names = [name for name in archive.files if not name.startswith("val_")]
-            return {name: archive[name] for name in names}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable .npz file: {_reason(error)}") from error
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                return {name: archive[name] for name in archive.files if _is_read(name)}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: not a readable .npz file. {_reason(error)}") from error
+    raise DataError(
+        f"{path}: a single array; give an .npz file with x and y, or the folder of x.npy and y.npy",
+        key="data.path",
+    )
+
+
+def _is_read(name: str) -> bool:
+    """Return whether an array is looked at: all are but MedMNIST's validation part."""
+    return name not in ("val_images", "val_labels")
+
+
+def _mapped(file: Path) -> AnyArray:
+    try:
+        return cast(AnyArray, np.load(file, mmap_mode="r", allow_pickle=False))
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{file}: not a readable .npy file. {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).rstrip(".")
+    if "pickle" in text or "Python objects" in text or "Object arrays" in text:
+        return (
+            "It holds pickled Python objects, which are never loaded because that can run code; "
+            "save plain numeric arrays."
+        )
+    return f"{text}."

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from fedopt import registry
 from fedopt.data.catalogue import (
     ArrayPartitionOptions,
     DirichletOptions,
@@ -162,8 +163,6 @@ def deal(name: str, targets: AnyArray, options: PartitionOptions, seed: int) -> 
         options: options of the partition.
         seed: seed of the draws.
     """
-    from fedopt import registry
-
     if isinstance(options, SyntheticPartitionOptions):
         raise ConfigError(
             '"synthetic" makes its own devices and does not cut an array of examples; it goes '
@@ -276,9 +275,7 @@ def deal_quantity(
     return owner
 
 
-def deal_natural(
-    targets: AnyArray, options: NaturalOptions, rng: np.random.Generator
-) -> IntArray:
+def deal_natural(targets: AnyArray, options: NaturalOptions, rng: np.random.Generator) -> IntArray:
     """Take the clients from a column of ids (integers or text), in sorted order; no draw.
 
     Raises:
@@ -293,9 +290,7 @@ def deal_natural(
     return owner.astype(np.int64)
 
 
-def top_up(
-    owner: IntArray, clients: int, min_examples: int, rng: np.random.Generator
-) -> IntArray:
+def top_up(owner: IntArray, clients: int, min_examples: int, rng: np.random.Generator) -> IntArray:
     """Bring every client to at least `min_examples`, taking from the largest ones.
 
     The sizes are those that result when one example at a time moves from the client that is

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from fedopt.atomic import write_atomically
 
 log = logging.getLogger("fedopt")
 
@@ -57,15 +58,7 @@ class Checkpoint:
             "sha256": digest(tensors),
         }
         path = folder / f"round_{self.round:06d}.safetensors"
-        temporary = path.with_suffix(".tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, save(tensors, metadata))
         return path
 
     @classmethod

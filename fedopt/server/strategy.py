@@ -309,6 +309,13 @@ class FederatedStrategy(Strategy):
         assert self._state is not None, "no model has been seen yet"
         return self._state
 
+    @property
+    def is_small(self) -> bool:
+        """Whether all client state fits easily into memory (64 MiB)."""
+        if self.store is None:
+            return True
+        return len(self.store.clients()) * self.store.file.row_nbytes <= 64 * 2**20
+
     def prepare(
         self, arrays: ArrayRecord, checkpoints: Mapping[int, Mapping[int, int]] | None = None
     ) -> None:

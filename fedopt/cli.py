@@ -1,0 +1,284 @@
+"""The `fedopt` command. Heavy imports happen inside the commands, so that `--help` is instant.
+
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted. With `--json` standard output
+holds JSON alone; progress and messages go to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedopt.errors import ConfigError, FedoptError, unknown_name
+
+app = typer.Typer(
+    name="fedopt",
+    help="Federated optimisation on Flower, Ray and PyTorch.\n\n"
+    "Example: fedopt run strategy=scaffold rounds=50",
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.toml] [KEY=VALUE]...", help="a TOML file, then overrides"),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="folder of the results (default: a new one in runs/)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON and nothing else")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    """Print the version where it is asked for."""
+    if version:
+        import fedopt
+
+        typer.echo(f"fedopt {fedopt.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    arguments: Arguments = None,
+    out: Out = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, train and write nothing")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a federated model.
+
+    Example: fedopt run strategy=scaffold partition.alpha=0.1 rounds=100 --out runs/scaffold
+    """
+    _guarded(lambda: _run(arguments or [], out, dry_run, as_json, quiet), debug)
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="folder of an interrupted run")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Go on with a run from its newest checkpoint, to the same bits as without a break.
+
+    Example: fedopt resume runs/scaffold
+    """
+    _guarded(lambda: _resume(run_dir, as_json, quiet), debug)
+
+
+@app.command()
+def plot(
+    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    x: Annotated[str, typer.Option("--x", help="rounds, bytes, seconds, wall or steps")] = "rounds",
+    out: Annotated[
+        Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")
+    ] = Path("convergence.png"),
+    debug: Debug = False,
+) -> None:
+    """Draw the convergence of one run, or of several over each other.
+
+    Example: fedopt plot runs/fedavg runs/scaffold --x bytes --out comparison.pdf
+    """
+    _guarded(lambda: _plot(run_dirs, x, out), debug)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[
+        str | None,
+        typer.Argument(help="strategies, optimizers, datasets, partitions, models, losses, ..."),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List what a configuration can name, with descriptions and sources.
+
+    Example: fedopt list strategies
+    """
+    _guarded(lambda: _list(kind, as_json), debug)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Check that this machine can run fedopt, and say what it found.
+
+    Example: fedopt doctor
+    """
+    _guarded(lambda: _doctor(as_json), debug)
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # models and losses by path come from where the user is
+    app()
+
+
+def _guarded(command: Callable[[], None], debug: bool) -> None:
+    """Run a command; turn what goes wrong into a message and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        command()
+    except FedoptError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def _run(
+    arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool
+) -> None:
+    from fedopt.config import load
+
+    path = arguments[0] if arguments and "=" not in arguments[0] else None
+    config = load(path, arguments[1:] if path else arguments)
+    if out is not None:
+        _check_out(out)
+    from fedopt.analysis.progress import make_progress
+    from fedopt.analysis.store import default_directory
+    from fedopt.experiment import Experiment
+
+    experiment = Experiment.from_config(config)
+    if dry_run:
+        from fedopt.run import preview
+
+        facts = preview(experiment)
+        typer.echo(json.dumps(facts, indent=2) if as_json else _preview_text(facts, config))
+        return
+    from fedopt.run import execute, run_words
+
+    directory = out or default_directory("runs", run_words(config))
+    finished = execute(experiment, directory, make_progress(quiet, sys.stderr))
+    _show(finished.summary, as_json, quiet)
+
+
+def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    from fedopt.analysis.progress import make_progress
+    from fedopt.analysis.store import read_history
+    from fedopt.config import load
+    from fedopt.experiment import Experiment
+    from fedopt.run import execute
+
+    read_history(run_dir)
+    experiment = Experiment.from_config(load(run_dir / "config.toml"))
+    progress = make_progress(quiet, sys.stderr)
+    finished = execute(experiment, run_dir, progress, resume=True)
+    _show(finished.summary, as_json, quiet)
+
+
+def _plot(run_dirs: list[Path], x: str, out: Path) -> None:
+    from fedopt.analysis.plots import convergence_figure, save_figure
+    from fedopt.analysis.store import read_history
+
+    histories = [(directory.resolve().name, read_history(directory)) for directory in run_dirs]
+    typer.echo(str(save_figure(convergence_figure(histories, x=x), out)))
+
+
+def _list(kind: str | None, as_json: bool) -> None:
+    from fedopt.registry import KINDS, entries
+
+    if kind is not None and kind not in KINDS:
+        raise unknown_name("kind", kind, KINDS)
+    kinds = [kind] if kind else list(KINDS)
+    found = {
+        k: [
+            {
+                "name": e.name,
+                "description": e.description,
+                "source": e.source,
+                "options": {
+                    name: {"default": _plain_default(field), "description": field.description}
+                    for name, field in e.options.model_fields.items()
+                },
+            }
+            for e in entries(k)
+        ]
+        for k in kinds
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for k in kinds:
+        typer.echo(f"{k} ({KINDS[k]})")
+        width = max(len(str(item["name"])) for item in found[k])
+        for item in found[k]:
+            typer.echo(f"  {item['name']:<{width}}  {item['description']} [{item['source']}]")
+            if kind and item["options"]:
+                for name, option in item["options"].items():  # type: ignore[attr-defined]
+                    default = option["default"]
+                    shown = "required" if default is None else f"default {default}"
+                    typer.echo(f"  {'':<{width}}    {name}: {option['description']} ({shown})")
+
+
+def _doctor(as_json: bool) -> None:
+    from fedopt.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(json.dumps([vars(f) for f in findings], indent=2))
+    else:
+        width = max(len(f.name) for f in findings)
+        for finding in findings:
+            typer.echo(f"{finding.level:<4}  {finding.name:<{width}}  {finding.detail}")
+    if any(f.level == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+def _show(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        from fedopt.analysis.store import to_json
+
+        typer.echo(to_json(summary), nl=False)
+    elif not quiet:
+        from rich.console import Console
+
+        from fedopt.analysis.summary import final_table
+
+        Console().print(final_table(summary))
+        directory = Path(str(summary["run_dir"]))
+        typer.echo(f"results: {directory}\nplot:    {directory / 'convergence.png'}")
+
+
+def _preview_text(facts: dict[str, Any], config: Any) -> str:
+    lines = [f"{name}: {value}" for name, value in facts.items() if name != "config"]
+    return "\n".join([config.to_toml(), *lines, "nothing was trained or written (--dry-run)"])
+
+
+def _plain_default(field: Any) -> Any:
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, tuple):
+        return list(default)
+    return default if isinstance(default, str | int | float | bool) else None
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a folder that holds something, before any data is loaded."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f'"{out}" exists and is not an empty folder; choose another, or `fedopt resume {out}`',
+            key="out",
+        )

@@ -1,0 +1,147 @@
+"""A picture of a population: labels and sizes of its clients, as one PNG file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fedopt.data.partitioners import IntArray
+from fedopt.data.protocol import Population
+from fedopt.data.statistics import label_matrix
+
+# Okabe and Ito (2008) and Petroff (2021): told apart with any colour vision.
+_OKABE_ITO = [
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+]
+_PETROFF = [
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+]
+_LOG_SPREAD = 20
+
+
+def draw_population(population: Population, path: str | Path, limit: int = 100) -> None:
+    """Draw the label shares of up to `limit` clients, and the histogram of all client sizes.
+
+    Regression data has no labels: the sizes alone are drawn. The file is replaced in one step.
+
+    Args:
+        population: the clients.
+        path: PNG file to write; its folder exists.
+        limit: most clients whose labels are drawn, >= 1; of more, evenly spaced ones.
+
+    Raises:
+        ConfigError: the limit is below 1.
+        OSError: the file cannot be written.
+    """
+    if population.classes is None:
+        figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+        _draw_sizes(figure.subplots(), population.sizes)
+    else:
+        figure = Figure(figsize=(10.0, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(2.3, 1))
+        _draw_labels(left, population, population.classes, limit)
+        _draw_sizes(right, population.sizes)
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=200)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw_labels(axes: Axes, population: Population, classes: int, limit: int) -> None:
+    clients, counts = label_matrix(population, limit)
+    sizes = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(sizes, 1)
+    tops = np.cumsum(shares, axis=1)
+    colors = _colors(classes)
+    place = np.arange(len(clients))
+    for label in range(classes):
+        axes.bar(
+            place,
+            shares[:, label],
+            bottom=tops[:, label] - shares[:, label],
+            width=0.9 if len(clients) <= 50 else 1.0,
+            color=colors[label],
+            edgecolor="white",
+            linewidth=0.25,
+            label=str(label),
+        )
+    ticks = max(1, -(-len(clients) // (10 if clients[-1] < 1000 else 5)))
+    axes.set_xticks(place[::ticks], [f"{client:,}" for client in clients[::ticks]])
+    axes.set_xlim(-0.6, len(clients) - 0.4)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("client")
+    axes.set_ylabel("share of the client's examples")
+    every = len(clients) == population.clients
+    shown = "all" if every else f"{len(clients)} evenly spaced of"
+    axes.set_title(f"Labels of {shown} {population.clients:,} clients", fontsize=10)
+    if classes <= len(_PETROFF):
+        handles, names = axes.get_legend_handles_labels()
+        axes.legend(  # from top to bottom as in the bars
+            handles[::-1],
+            names[::-1],
+            title="class",
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+            fontsize=8,
+            title_fontsize=8,
+            handlelength=1.0,
+            handleheight=1.0,
+        )
+    else:
+        edges = BoundaryNorm(np.arange(-0.5, classes), classes)
+        mappable = ScalarMappable(edges, ListedColormap(colors))
+        bar = axes.get_figure(root=True).colorbar(  # type: ignore[union-attr]
+            mappable, ax=axes, label="class", pad=0.01
+        )
+        bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+        bar.ax.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_sizes(axes: Axes, sizes: IntArray) -> None:
+    filled = sizes[sizes > 0]
+    empty = len(sizes) - len(filled)
+    low, high = (int(filled.min()), int(filled.max())) if filled.size else (0, 0)
+    # Sizes are whole numbers: bins of one width, or of one ratio, with edges between two of them.
+    if low and high > _LOG_SPREAD * low:
+        edges = np.unique(np.geomspace(low, high + 1, 26).round().astype(np.int64))
+        axes.set_xscale("log")
+        plain = high < 10_000  # larger numbers would touch: powers of ten instead
+    else:
+        width = max(1, -(-(high - low + 1) // 25))
+        edges = np.arange(low, high + width + 1, width)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        plain = True
+    if plain:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.hist(filled, bins=list(edges - 0.5), color=_OKABE_ITO[0], edgecolor="white", linewidth=0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel("training examples per client")
+    axes.set_ylabel("clients")
+    note = f", {empty:,} empty" if empty else ""
+    axes.set_title(f"{len(sizes):,} clients, median {np.median(sizes):,g}{note}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _colors(classes: int) -> list[str]:
+    """Return a colour per class: two safe palettes, then samples of an ordered colour map."""
+    for palette in (_OKABE_ITO, _PETROFF):
+        if classes <= len(palette):
+            return palette[:classes]
+    scale = mpl.colormaps["viridis"](np.linspace(0, 1, classes))
+    return [mpl.colors.to_hex(color) for color in scale]

@@ -1,0 +1,136 @@
+"""Numbers that say how heterogeneous a population is: sizes and label skew.
+
+Skew is looked at in at most `limit` clients, evenly spaced by number, because a population may
+be generated on demand; how many were used is part of the answer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fedopt.data.partitioners import IntArray
+from fedopt.data.protocol import Population
+from fedopt.errors import ConfigError
+from fedopt.seeds import generator
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def population_statistics(population: Population, limit: int = 1000) -> dict[str, object]:
+    """Return sizes and label skew as plain values that JSON takes.
+
+    Args:
+        population: the clients.
+        limit: most clients whose labels are read, >= 1.
+
+    Returns:
+        `clients`; `examples`; `sizes` with min, quarter, median, three_quarters, max, mean,
+        empty (training examples per client); and `label_skew`, None for regression, with
+        clients_used, total_variation and hellinger (weighted mean over clients of the distance
+        between the client's label distribution and the pooled one; 0: identical, 1: disjoint)
+        and iid_total_variation and iid_hellinger, the same for one random dealing of the same
+        labels into the same sizes: what chance alone gives.
+
+    Raises:
+        ConfigError: the limit is below 1.
+    """
+    sizes = population.sizes
+    low, quarter, median, three_quarters, high = np.quantile(sizes, (0, 0.25, 0.5, 0.75, 1))
+    return {
+        "clients": population.clients,
+        "examples": int(sizes.sum()),
+        "sizes": {
+            "min": int(low),
+            "quarter": float(quarter),
+            "median": float(median),
+            "three_quarters": float(three_quarters),
+            "max": int(high),
+            "mean": float(sizes.mean()),
+            "empty": int(np.count_nonzero(sizes == 0)),
+        },
+        "label_skew": None if population.classes is None else _label_skew(population, limit),
+    }
+
+
+def label_matrix(population: Population, limit: int = 1000) -> tuple[IntArray, IntArray]:
+    """Return client numbers, evenly spaced, and their training examples of each class.
+
+    Args:
+        population: clients with class labels.
+        limit: most clients looked at, >= 1.
+
+    Returns:
+        Client numbers [n] and counts [n, classes], with n = min(limit, clients).
+
+    Raises:
+        ConfigError: the limit is below 1.
+        DataError: the targets are not classes.
+    """
+    clients = spaced_clients(population.clients, limit)
+    return clients, population.label_counts(clients)
+
+
+def spaced_clients(clients: int, limit: int) -> IntArray:
+    """Return all client numbers, or `limit` of them from first to last at even distances.
+
+    Raises:
+        ConfigError: the limit is below 1.
+    """
+    if limit < 1:
+        raise ConfigError(f"must be >= 1, got {limit}", key="limit")
+    if clients <= limit:
+        return np.arange(clients)
+    return np.linspace(0, clients - 1, limit).round().astype(np.int64)
+
+
+def total_variation(counts: IntArray) -> float:
+    """Return the mean distance sum_c |p_c - q_c| / 2 to the pooled label distribution.
+
+    Args:
+        counts: examples of each class per client, [n, classes]; clients weigh by their sum.
+    """
+    share, pooled, weight = _distributions(counts)
+    return float(weight @ np.abs(share - pooled).sum(axis=1)) / 2
+
+
+def hellinger(counts: IntArray) -> float:
+    """Return the mean distance sqrt(sum_c (sqrt p_c - sqrt q_c)^2 / 2) to the pooled one.
+
+    Args:
+        counts: examples of each class per client, [n, classes]; clients weigh by their sum.
+    """
+    share, pooled, weight = _distributions(counts)
+    squares = ((np.sqrt(share) - np.sqrt(pooled)) ** 2).sum(axis=1)
+    return float(weight @ np.sqrt(squares / 2))
+
+
+def _label_skew(population: Population, limit: int) -> dict[str, object]:
+    clients, counts = label_matrix(population, limit)
+    if not counts.any():
+        return {"clients_used": len(clients), "total_variation": None, "hellinger": None}
+    random = _redealt(counts)
+    return {
+        "clients_used": len(clients),
+        "total_variation": total_variation(counts),
+        "hellinger": hellinger(counts),
+        "iid_total_variation": total_variation(random),
+        "iid_hellinger": hellinger(random),
+    }
+
+
+def _redealt(counts: IntArray) -> IntArray:
+    """Deal the same labels at random into the same sizes (one fixed draw)."""
+    clients, classes = counts.shape
+    labels = np.repeat(np.arange(classes), counts.sum(axis=0))
+    generator(0, "iid skew").shuffle(labels)
+    owner = np.repeat(np.arange(clients), counts.sum(axis=1))
+    flat = np.bincount(owner * classes + labels, minlength=clients * classes)
+    return flat.reshape(clients, classes)
+
+
+def _distributions(counts: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return label shares [n, classes], pooled shares [classes] and client weights [n]."""
+    kept = counts[counts.sum(axis=1) > 0].astype(np.float64)
+    sizes = kept.sum(axis=1)
+    return kept / sizes[:, None], kept.sum(axis=0) / sizes.sum(), sizes / sizes.sum()
