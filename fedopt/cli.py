@@ -88,9 +88,9 @@ def resume(
 def plot(
     run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
     x: Annotated[str, typer.Option("--x", help="rounds, bytes, seconds, wall or steps")] = "rounds",
-    out: Annotated[
-        Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")
-    ] = Path("convergence.png"),
+    out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
+        "convergence.png"
+    ),
     debug: Debug = False,
 ) -> None:
     """Draw the convergence of one run, or of several over each other.
@@ -149,9 +149,7 @@ def _guarded(command: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(130) from None
 
 
-def _run(
-    arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool
-) -> None:
+def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
     from fedopt.config import load
 
     path = arguments[0] if arguments and "=" not in arguments[0] else None

@@ -248,9 +248,7 @@ def default_choice(key: str, name: str | None = None) -> Choice:
     return Choice(name, _validate(entry.options, DEFAULT_OPTIONS.get((key, name), {}), key))
 
 
-def load(
-    path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any
-) -> Config:
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any) -> Config:
     """Read a configuration: a TOML file, then `key=value` overrides, then keyword tables.
 
     Raises:

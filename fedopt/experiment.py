@@ -202,7 +202,7 @@ def cohort_size(clients_per_round: int | float | str, clients: int) -> int:
     count = int(clients_per_round)
     if count > clients:
         raise ConfigError(
-            f'got {count}, but only {clients} clients have examples; use at most {clients}, '
+            f"got {count}, but only {clients} clients have examples; use at most {clients}, "
             f'a fraction in (0, 1], or "all"',
             key="clients_per_round",
         )

@@ -486,8 +486,9 @@ class Recorder:
         }
         summary = summarise(writer.rows, facts)
         writer.write_bytes("model.safetensors", save(arrays, {"format": "pt"}))
-        run = Run(config, writer.directory, summary, writer.history(), writer.clients(),
-                  self._snapshots)
+        run = Run(
+            config, writer.directory, summary, writer.history(), writer.clients(), self._snapshots
+        )
         if writer.directory is not None:
             from fedopt.analysis.plots import save_figure
 

@@ -39,9 +39,7 @@ def torch_seed(seed: int, purpose: str, *ids: int) -> int:
     return derive(seed, purpose, *ids) & (2**63 - 1)
 
 
-def torch_generator(
-    seed: int, purpose: str, *ids: int, device: str = "cpu"
-) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *ids: int, device: str = "cpu") -> torch.Generator:
     """Return a torch generator on `device` seeded by `derive(...)`."""
     import torch
 

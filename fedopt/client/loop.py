@@ -135,8 +135,7 @@ class LoopEngine:
 def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [
-        torch.zeros_like(p) if g is None else g
-        for p, g in zip(parameters, gradients, strict=True)
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
     ]
 
 

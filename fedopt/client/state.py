@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +39,12 @@ class RowFile:
     def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """Return the fields of some rows, each `[len(rows), P]`; row -1 is all zeros."""
         values = torch.zeros(len(rows), len(self.fields), self.size, dtype=self.dtype)
-        raw = memoryview(values.numpy().view(np.uint8).reshape(len(rows), -1))  # type: ignore[arg-type]
+        raw = values.view(torch.uint8).reshape(len(rows), -1).numpy()
         fd = os.open(self.path, os.O_RDONLY)
         try:
             for position, row in enumerate(rows):
                 if row >= 0:
-                    _read_fully(fd, raw[position], row * self.row_nbytes)
+                    _read_fully(fd, memoryview(raw[position]), row * self.row_nbytes)
         finally:
             os.close(fd)
         return {name: values[:, i] for i, name in enumerate(self.fields)}

@@ -43,7 +43,7 @@ def load_fashion_mnist(options: FashionMnistOptions, seed: int) -> Dataset:
 
     Source: Xiao, Rasul and Vollgraf (2017), arXiv:1708.07747.
     """
-    train_x, train_y, test_x, test_y = (read_idx(file) for file in find_files(options.path))
+    train_x, train_y, test_x, test_y = _read_all(find_folder(options.path))
     train_where, test_where = "Fashion-MNIST training files", "Fashion-MNIST test files"
     check_arrays(train_x, train_y, where=train_where, x_name="images", y_name="labels")
     check_arrays(test_x, test_y, where=test_where, x_name="images", y_name="labels")
@@ -64,8 +64,11 @@ def load_fashion_mnist(options: FashionMnistOptions, seed: int) -> Dataset:
     )
 
 
-def find_files(path: str | None) -> list[Path]:
-    """Return the four files, in the order of `FILES`, from the first place that is named.
+def find_folder(path: str | None) -> Path:
+    """Return the folder of the four files: the first place that is named.
+
+    Args:
+        path: the option `data.path`; None: not set.
 
     Raises:
         DataError: a file is missing; the message lists each place and how to get the data.
@@ -76,16 +79,15 @@ def find_files(path: str | None) -> list[Path]:
         ("Debian package", DEBIAN),
     )
     tried = []
-    for label, folder in places:
-        if not folder:
+    for label, named in places:
+        if not named:
             tried.append(f"  {label}: not set")
             continue
-        found = [_present(Path(folder).expanduser(), name) for name in FILES]
-        files = [file for file in found if file is not None]
-        if len(files) == len(FILES):
-            return files
-        missing = [name for name, file in zip(FILES, found, strict=True) if file is None]
-        if Path(folder).expanduser().is_dir():
+        folder = Path(named).expanduser()
+        missing = [name for name in FILES if _present(folder, name) is None]
+        if not missing:
+            return folder
+        if folder.is_dir():
             tried.append(f"  {label}: {folder} has no {', '.join(missing)} (.gz or unpacked)")
         else:
             tried.append(f"  {label}: {folder} is not a folder")
@@ -125,6 +127,11 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             f"{shape}, {math.prod(shape)} bytes; the file is cut off or damaged"
         )
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def _read_all(folder: Path) -> list[npt.NDArray[np.uint8]]:
+    files = [_present(folder, name) for name in FILES]
+    return [read_idx(file) for file in files if file is not None]
 
 
 def _present(folder: Path, name: str) -> Path | None:

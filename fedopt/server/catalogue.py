@@ -12,9 +12,7 @@ from fedopt.registry import Entry, Options, register
 class StrategyOptions(Options):
     """What every strategy takes."""
 
-    server_lr: float = Field(
-        1.0, gt=0, description="server learning rate on the mean update, > 0"
-    )
+    server_lr: float = Field(1.0, gt=0, description="server learning rate on the mean update, > 0")
     weighting: Literal["examples", "uniform"] = Field(
         "examples", description="weight of a client's update: its number of examples, or equal"
     )

@@ -200,7 +200,9 @@ class FederatedStrategy(Strategy):
         )
         size = block_size(len(cohort), federation.block_size)
         self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
-        broadcast = to_record({name: v.to(self.layout.dtype) for name, v in self.broadcast().items()})
+        broadcast = to_record(
+            {name: v.to(self.layout.dtype) for name, v in self.broadcast().items()}
+        )
         state = self.store.file if self.store else None
         nodes = sorted(grid.get_node_ids())
         if not nodes:
@@ -443,4 +445,3 @@ def _content(reply: Message) -> Any:
     if reply.has_error():
         raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
     return reply.content
-
