@@ -102,8 +102,8 @@ def _telemetry() -> Finding:
 
 
 def _fashion_mnist() -> Finding:
-    from fedopt.errors import DataError
     from fedopt.data.fashion_mnist import find_folder
+    from fedopt.errors import DataError
 
     try:
         return Finding("fashion_mnist", "ok", str(find_folder(None)))

@@ -222,7 +222,7 @@ def model_factory(config: Config, population: Population) -> ModelFactory:
         raise ConfigError(f'"{name}" is not callable', key="model.name")
     sizes = {"input_shape": shape, "classes": width}
     try:
-        accepted = inspect.signature(factory).parameters
+        accepted = dict(inspect.signature(factory).parameters)
     except (TypeError, ValueError):
         accepted = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in accepted.values())

@@ -72,7 +72,7 @@ def integers(config: ConfigRecord, key: str) -> list[int]:
     """Return a list of integers of a config record (a missing or empty list is [])."""
     value = config.get(key, [])
     assert isinstance(value, list)
-    return [int(v) for v in value]  # type: ignore[arg-type]
+    return [int(v) for v in value]
 
 
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedopt.atomic import write_atomically
 from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS
 from fedopt.analysis.tables import Cell, Table, parse_frame, parse_rows
+from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError, did_you_mean
 
 if TYPE_CHECKING:

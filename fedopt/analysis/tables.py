@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedopt.atomic import write_atomically
 from fedopt.analysis.columns import CLIENT_STATUSES, Column, Kind, names
+from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError, did_you_mean
 
 if TYPE_CHECKING:

@@ -12,19 +12,14 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedopt.client.messages import (
-    decode_request,
-    encode_outcome,
-    integers,
-    text,
-)
+from fedopt.client.messages import decode_request, encode_outcome, text
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
 from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
-from fedopt.records import from_record
+from fedopt.records import from_record, integers
 from fedopt.server.evaluation import Evaluator
 
 
@@ -70,14 +65,16 @@ class Node:
         measured = [
             self._evaluator.measure(state, experiment.population.validation(c)) for c in clients
         ]
-        columns = {
+        columns: dict[str, list[int] | list[float]] = {
             "client": clients,
             "examples": [m.examples for m in measured],
             "loss": [m.loss for m in measured],
             "accuracy": [m.accuracy for m in measured],
         }
-        content = RecordDict({"clients": MetricRecord({k: v for k, v in columns.items() if v})})
-        return Message(content, reply_to=message)
+        record = MetricRecord()
+        for name, values in columns.items():
+            record[name] = values
+        return Message(RecordDict({"clients": record}), reply_to=message)
 
     @property
     def _config(self) -> Config:

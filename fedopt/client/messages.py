@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -141,16 +142,11 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
     for name, values in content.metric_records["clients"].items():
         assert isinstance(values, list)
         getattr(reports, name).extend(values)
-    failures = []
+    failures: list[Failure] = []
     failed = content.config_records.get("failures")
     if failed is not None:
-        for client, reason, diverged in zip(
-            failed["clients"],  # type: ignore[arg-type]
-            failed["reasons"],  # type: ignore[arg-type]
-            failed["diverged"],  # type: ignore[arg-type]
-            strict=True,
-        ):
-            failures.append(Failure(int(client), str(reason), bool(diverged)))
+        columns_of_failures: Any = (failed["clients"], failed["reasons"], failed["diverged"])
+        failures = [Failure(*row) for row in zip(*columns_of_failures, strict=True)]
     return TrainingOutcome(sums, reports, failures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,8 @@ class ArrayPopulation:
                 f"{dataset.name} has {dataset.examples} training examples"
             )
         rows = partition.indices
-        self._dataset = dataset
+        # The rows and the column of clients have done their part: they need not travel.
+        self._dataset = replace(dataset, rows=None, client=None)
         self._partition = partition
         self._rows: IntArray = rows if dataset.rows is None else dataset.rows[rows]
         self._fraction = validation_fraction
@@ -135,9 +137,7 @@ class ArrayPopulation:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         data = dict(self._dataset.__dict__)
-        # The rows hold what training needs of the column of clients.
-        data.update(x=pack(data["x"]), y=pack(data["y"]), client=None)
-        for key in ("test_x", "test_y"):
+        for key in ("x", "y", "test_x", "test_y"):
             data[key] = None if data[key] is None else pack(data[key])
         state["_dataset"] = data
         return state

@@ -182,8 +182,9 @@ def _read(path: Path) -> dict[str, AnyArray]:
         hint = did_you_mean(path.name, names)
         raise DataError(f'"{path}" does not exist.{hint}', key="data.path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.lib.npyio.NpzFile):
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded as archive:
                 return {name: archive[name] for name in archive.files if _is_read(name)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not a readable .npz file. {_reason(error)}") from error

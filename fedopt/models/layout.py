@@ -86,7 +86,8 @@ class ParameterLayout:
     ) -> ParameterLayout:
         """Read the layout of named arrays: integers and the names in `buffers` are buffers."""
         held = set(buffers)
-        trained, rest = [], []
+        trained: list[ArraySpec] = []
+        rest: list[ArraySpec] = []
         for name, array in arrays.items():
             spec = ArraySpec(name, tuple(array.shape), array.dtype)
             is_buffer = name in held or not array.dtype.is_floating_point

@@ -52,8 +52,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         if fresh:
             made = self.rule.init(fresh)
             for i, parameter in enumerate(fresh):
-                slots = {name: tensors[i] for name, tensors in made.slots.items()}
-                self.state[parameter] = {"step": made.step, **slots}
+                zero = {name: tensors[i] for name, tensors in made.slots.items()}
+                self.state[parameter] = {"step": made.step, **zero}
         by_step: dict[int, list[Tensor]] = {}
         for parameter in trained:
             by_step.setdefault(self.state[parameter]["step"], []).append(parameter)

@@ -81,7 +81,7 @@ class Checkpoint:
             int(metadata["round"]),
             _under(tensors, "model/"),
             _under(tensors, "vectors/"),
-            {client: row for client, row in rows},
+            dict(rows),
             json.loads(metadata["totals"]),
         )
 

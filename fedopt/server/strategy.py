@@ -169,7 +169,8 @@ class FederatedStrategy(Strategy):
 
     def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
         """Return the new parameters `[P]`, all in float64; here x + server_lr * mean(delta)."""
-        return parameters + self.options.server_lr * sums.mean()
+        server_lr: float = self.options.server_lr
+        return parameters + server_lr * sums.mean()
 
     def begin(self, layout: ParameterLayout) -> None:
         """Make the server's own state, once the model is known."""
@@ -273,7 +274,7 @@ class FederatedStrategy(Strategy):
         for reply in replies:
             columns = _content(reply).metric_records["clients"]
             names = ("client", "examples", "loss", "accuracy")
-            rows.extend(zip(*(columns[n] for n in names), strict=True))  # type: ignore[arg-type]
+            rows.extend(zip(*(columns[n] for n in names), strict=True))
         rows = sorted(row for row in rows if row[1] > 0)
         examples = sum(row[1] for row in rows)
         if not examples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from flwr.app import Context, Message, RecordDict
 
 from fedopt.client.app import client_app
@@ -14,9 +13,6 @@ from fedopt.simulation.grid import DirectGrid
 
 class InlineGrid(DirectGrid):
     """One node, in this process.
-
-    Torch runs on one thread while the grid is open, as it does in workers, so that results have
-    the same bits; the setting and torch's random state are put back when the grid is closed.
 
     Args:
         experiment: the run's experiment.
@@ -32,15 +28,7 @@ class InlineGrid(DirectGrid):
             state=RecordDict(),
             run_config={},
         )
-        self._threads = torch.get_num_threads()
-        self._random_state = torch.get_rng_state()
-        torch.set_num_threads(1)
 
     def exchange(self, messages: Sequence[Message]) -> list[Message]:
         """Run the ClientApp on each message; what it raises is raised here."""
         return [self._app(message, self._context) for message in messages]
-
-    def close(self) -> None:
-        """Put back torch's number of threads and random state."""
-        torch.set_num_threads(self._threads)
-        torch.set_rng_state(self._random_state)

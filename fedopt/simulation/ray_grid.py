@@ -8,6 +8,7 @@ shows in the results.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -165,7 +166,8 @@ class RayGrid(DirectGrid):
                 records.append(shared[id(record)])
             else:
                 light[name] = record
-        envelope = Message(metadata=message.metadata, content=light)
+        envelope = copy.copy(message)  # Flower's constructor takes no metadata
+        envelope.content = light
         worker = self._workers[message.metadata.dst_node_id]
         return worker.handle.remote(envelope, names, *records)
 

@@ -1,0 +1,296 @@
+"""Everything that a run leaves behind: rows, checkpoints, model, pictures, summary.
+
+The recorder also owns the strategy whose rounds it records, because what is written (checkpoints,
+client state) and what is resumed from is the strategy's state.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fedopt.analysis.progress import Progress
+from fedopt.analysis.store import RunWriter
+from fedopt.analysis.summary import summarise
+from fedopt.client.trainer import Status
+from fedopt.config import Config
+from fedopt.data.picture import draw_population
+from fedopt.data.statistics import population_statistics
+from fedopt.errors import ConfigError
+from fedopt.experiment import Experiment
+from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.records import to_record
+from fedopt.registry import get
+from fedopt.results import Run, Snapshot
+from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
+from fedopt.server.evaluation import Evaluator
+from fedopt.server.strategy import FederatedStrategy, Federation, RoundRecord
+
+CHECKPOINTS = "checkpoints"
+TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps")
+
+
+class Recorder:
+    """Everything that a run leaves behind, and the strategy whose rounds it records.
+
+    Args:
+        experiment: the checked experiment.
+        directory: folder of the results; None writes nothing.
+        progress: shows the rounds.
+        keep_parameters: keep parameters and state of every round.
+        resume: go on from the newest checkpoint in `directory`.
+
+    Raises:
+        ConfigError: the folder is not empty, or has no checkpoint to resume from.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: Path | None,
+        progress: Progress,
+        keep_parameters: bool,
+        resume: bool,
+    ) -> None:
+        self.experiment = experiment
+        self.progress = progress
+        self.message_config: dict[str, Any] = {}
+        self._keep = keep_parameters
+        self._scratch = tempfile.TemporaryDirectory(prefix="fedopt-") if not directory else None
+        folder = directory or Path(self._scratch.name)  # type: ignore[union-attr]
+        self._checkpoints = load_all(folder / CHECKPOINTS) if resume else []
+        if resume and not self._checkpoints:
+            raise ConfigError(f'"{folder}" has no checkpoint to resume from')
+        if resume:
+            self.writer = RunWriter.resume(folder, self._checkpoints[-1].round)
+        else:
+            self.writer = RunWriter(directory)
+        self.strategy = make_strategy(experiment, folder / "clients")
+        self._snapshots: dict[int, Snapshot] = {}
+        self._totals = dict.fromkeys(TOTALS, 0.0)
+        self._started = 0.0
+        self._initial: dict[str, float] = {}
+        self._population: dict[str, Any] = {}
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self.progress.close()
+        if error is not None and self.writer.directory is not None:
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            facts = {"status": status, "error": str(error) or type(error).__name__}
+            self.writer.write_json("summary.json", summarise(self.writer.rows, facts))
+        self.writer.close()
+        if self._scratch:
+            self._scratch.cleanup()
+
+    def start(self, evaluator: Evaluator) -> tuple[Any, int]:
+        """Write what is known before training; return the first model and the first round."""
+        experiment, config = self.experiment, self.experiment.config
+        layout = evaluator.layout
+        if self._checkpoints:
+            latest = self._checkpoints[-1]
+            arrays = to_record(latest.arrays)
+            rows = {c.round: c.client_rows for c in self._checkpoints}
+            self.strategy.prepare(arrays, rows)
+            self.strategy.load_vectors(latest.vectors)
+            self._totals |= latest.totals
+        else:
+            model = experiment.build_model()
+            arrays = to_record(layout.named(model_state(model, layout)))
+            self.strategy.prepare(arrays)
+            self.writer.write_config(config_text(config))
+            self._describe_population()
+        first = self._checkpoints[-1].round + 1 if self._checkpoints else 1
+        self._initial = self.evaluate(evaluator, self.strategy.state)
+        self.progress.start(config.rounds, self._header(layout))
+        self._started = time.perf_counter() - self._totals["wall_seconds"]
+        return arrays, first
+
+    def evaluate(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
+        """Evaluate a model on the test set, where there is one."""
+        test = self.experiment.population.test()
+        if test is None or not len(test.y):
+            return {}
+        measured = evaluator.measure(state, test)
+        names = ("loss", "accuracy", "ece", "brier")
+        return {f"test_{name}": getattr(measured, name) for name in names}
+
+    def record(self, record: RoundRecord, metrics: Mapping[str, float]) -> None:
+        """Record a round; write a checkpoint where one is due."""
+        reports, totals = record.reports, self._totals
+        totals["bytes_up"] += record.bytes_up
+        totals["bytes_down"] += record.bytes_down
+        totals["client_steps"] += sum(reports.steps)
+        totals["wall_seconds"] = time.perf_counter() - self._started
+        columns = dict(vars(reports))
+        columns["status"] = [Status(status).name.lower() for status in reports.status]
+        columns["round"] = [record.round] * len(reports.client)
+        self.writer.add_clients(columns)
+        row = {
+            "round": record.round,
+            "train_loss": record.train_loss,
+            **metrics,
+            **record.metrics,
+            "clients": record.count(Status.TRAINED, Status.PARTIAL),
+            "dropped_clients": record.count(Status.DROPPED),
+            "failed_clients": record.count(Status.FAILED),
+            "bytes_up": int(totals["bytes_up"]),
+            "bytes_down": int(totals["bytes_down"]),
+            "wall_seconds": totals["wall_seconds"],
+            "client_steps": int(totals["client_steps"]),
+        }
+        self.writer.add_round(row)
+        self.progress.update(row)
+        checkpoint = self.experiment.config.checkpoint
+        if checkpoint.every and record.round % checkpoint.every == 0:
+            self._checkpoint(record.round, checkpoint.keep)
+        if self._keep:
+            self._snapshots[record.round] = self._snapshot(with_clients=True)
+
+    def finish(self) -> Run:
+        """Write the results and return the run."""
+        config, writer = self.experiment.config, self.writer
+        last = config.rounds
+        if last not in self._snapshots:
+            self._snapshots[last] = self._snapshot(with_clients=self.strategy.is_small)
+        arrays = self._snapshots[last].parameters
+        facts: dict[str, Any] = {
+            "status": "completed",
+            "run_dir": str(writer.directory) if writer.directory else None,
+            "strategy": config.strategy.name,
+            "seed": config.seed,
+            "model_sha256": digest(arrays),
+            "parameters": self.strategy.layout.size,
+            "clients_in_population": self.experiment.population.clients,
+            "initial": self._initial,
+            "population": self._population,
+            "environment": environment(),
+        }
+        summary = summarise(writer.rows, facts)
+        writer.write_bytes("model.safetensors", save(arrays, {"format": "pt"}))
+        run = Run(
+            config, writer.directory, summary, writer.history(), writer.clients(), self._snapshots
+        )
+        if writer.directory is not None:
+            from fedopt.analysis.plots import save_figure
+
+            save_figure(run.plot(), writer.directory / "convergence.png")
+        writer.write_json("summary.json", summary)
+        self.progress.finish(summary)
+        return run
+
+    def _header(self, layout: ParameterLayout) -> str:
+        config, population = self.experiment.config, self.experiment.population
+        cohort = self.experiment.cohort_size()
+        words = [
+            f"{config.strategy.name} on {config.data.name}",
+            f"{cohort} of {population.clients} clients a round",
+            f"{config.model.name} with {layout.size:,} parameters",
+            f"engine {config.engine.name}",
+        ]
+        skew = self._population.get("label_skew")
+        if isinstance(skew, Mapping) and skew.get("total_variation") is not None:
+            words.insert(2, f"label skew {skew['total_variation']:.2f}")
+        return ", ".join(words)
+
+    def _describe_population(self) -> None:
+        population, directory = self.experiment.population, self.writer.directory
+        self._population = population_statistics(population)
+        if directory is not None:
+            self.writer.write_json("population.json", self._population)
+            draw_population(population, directory / "population.png")
+
+    def _checkpoint(self, round: int, keep: int) -> None:
+        directory, strategy = self.writer.directory, self.strategy
+        if directory is None:
+            return
+        folder = directory / CHECKPOINTS
+        rows = strategy.store.checkpoint(round) if strategy.store else {}
+        arrays = strategy.layout.named(strategy.state)
+        Checkpoint(round, arrays, strategy.vectors(), rows, dict(self._totals)).save(folder)
+        for old in list(saved_rounds(folder))[:-keep]:
+            saved_rounds(folder)[old].unlink()
+            if strategy.store:
+                strategy.store.release(old)
+
+    def _snapshot(self, with_clients: bool) -> Snapshot:
+        strategy = self.strategy
+        layout = strategy.layout
+        rows: dict[str, dict[int, dict[str, Tensor]]] = {}
+        if strategy.store and with_clients:
+            for client in strategy.store.clients():
+                for name, vector in strategy.store.read(client).items():
+                    rows.setdefault(name, {})[client] = layout.named_vector(vector)
+        return Snapshot(
+            layout.named(strategy.state),
+            {name: layout.named_vector(v) for name, v in strategy.vectors().items()},
+            rows,
+        )
+
+
+def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrategy:
+    """Return the configured strategy over the experiment's population."""
+    config = experiment.config
+    layout = ParameterLayout.of(experiment.build_model())
+    federation = Federation(
+        sizes=experiment.population.sizes,
+        clients_per_round=experiment.cohort_size(),
+        work=experiment.work,
+        seed=config.seed,
+        stragglers=config.system.stragglers,
+        block_size=config.engine.block_size,
+        skip_failed=config.engine.on_client_error == "skip",
+        validation_clients=config.evaluation.validation_clients,
+        evaluate_every=config.evaluation.every,
+        buffers=tuple(spec.name for spec in layout.buffers),
+        folder=folder,
+    )
+    strategy_class: Callable[..., FederatedStrategy] = get(
+        "strategies", config.strategy.name
+    ).load()
+    return strategy_class(config.strategy.options, federation)
+
+
+def model_state(model: nn.Module, layout: ParameterLayout) -> ModelState:
+    """Return a module's values as flat vectors."""
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    return layout.state({name: tensor.detach() for name, tensor in named.items()})
+
+
+def config_text(config: Config) -> str:
+    """Return `config.toml`: the resolved configuration under the versions that ran it."""
+    versions = "\n".join(f"# {name} {version}" for name, version in environment().items())
+    note = ""
+    if "in_memory" in (config.data.name, config.model.name, config.local.loss):
+        note = "# parts named in_memory were objects of the calling program\n"
+    return f"{versions}\n{note}\n{config.to_toml()}"
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the machine that a run's bits may depend on."""
+    import flwr
+    import numpy
+
+    import fedopt
+
+    return {
+        "fedopt": fedopt.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "flwr": flwr.__version__,
+        "platform": platform.platform(),
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "cores": str(os.cpu_count()),
+    }

@@ -1,0 +1,113 @@
+"""What a run gives back to Python: history, clients, parameters, state, plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fedopt.config import Config
+from fedopt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The server's state after a round.
+
+    Args:
+        parameters: the model's arrays by name.
+        vectors: the strategy's vectors, by name, then by array.
+        client_vectors: the clients' vectors, by field, then by client, then by array.
+    """
+
+    parameters: dict[str, Tensor]
+    vectors: dict[str, dict[str, Tensor]]
+    client_vectors: dict[str, dict[int, dict[str, Tensor]]]
+
+
+class Run:
+    """A finished run.
+
+    Attributes:
+        config: the resolved configuration.
+        dir: the run's folder, or None where nothing was written.
+        summary: the contents of `summary.json`.
+        history: a pandas DataFrame with a row a round (columns of `rounds.csv`).
+        clients: a pandas DataFrame with a row per client and round (columns of `clients.csv`).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        directory: Path | None,
+        summary: dict[str, Any],
+        history: DataFrame,
+        clients: DataFrame,
+        snapshots: Mapping[int, Snapshot],
+    ) -> None:
+        self.config = config
+        self.dir = directory
+        self.summary = summary
+        self.history = history
+        self.clients = clients
+        self._snapshots = snapshots
+
+    def parameters(self, round: int | None = None) -> dict[str, Tensor]:
+        """Return the model's arrays by name after a round (default: the last).
+
+        Raises:
+            ConfigError: the round is not kept; earlier rounds need `keep_parameters=True`.
+        """
+        return self._snapshot(round).parameters
+
+    def state(self, round: int | None = None) -> dict[str, Any]:
+        """Return the strategy's state after a round (default: the last).
+
+        Returns:
+            The server's vectors by name, such as `control_variate`, each a dictionary of tensors
+            by array name; and what clients keep as `client_<field>`, by client id.
+
+        Raises:
+            ConfigError: the round is not kept; earlier rounds need `keep_parameters=True`.
+        """
+        snapshot = self._snapshot(round)
+        return {
+            **snapshot.vectors,
+            **{f"client_{name}": rows for name, rows in snapshot.client_vectors.items()},
+        }
+
+    def plot(self, x: str = "rounds") -> Figure:
+        """Return the convergence figure of the run.
+
+        Args:
+            x: `rounds`, `bytes`, `seconds` (simulated), `wall` or `steps`.
+        """
+        from fedopt.analysis.plots import convergence_figure
+
+        return convergence_figure([(self.config.strategy.name, self.history)], x=x)
+
+    def __repr__(self) -> str:
+        final = self.summary.get("final", {})
+        shown = ", ".join(
+            f"{key}={final[key]:.4g}"
+            for key in ("train_loss", "test_loss", "test_accuracy")
+            if isinstance(final.get(key), int | float)
+        )
+        where = f", dir={str(self.dir)!r}" if self.dir else ""
+        return f"Run({self.config.strategy.name}, rounds={self.summary['rounds']}, {shown}{where})"
+
+    def _snapshot(self, round: int | None) -> Snapshot:
+        wanted = max(self._snapshots) if round is None else round
+        if wanted not in self._snapshots:
+            raise ConfigError(
+                f"round {wanted} is not kept; kept: {', '.join(map(str, self._snapshots))} "
+                "(earlier rounds need keep_parameters=True)"
+            )
+        return self._snapshots[wanted]
