@@ -100,6 +100,24 @@ def plot(
     _guarded(lambda: _plot(run_dirs, x, out), debug)
 
 
+@app.command()
+def demo(
+    rounds: Annotated[int, typer.Option("--rounds", help="communication rounds, >= 1")] = 200,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of the results (default: runs/demo-...)")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="ray or inline")] = "ray",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare FedAvg, FedProx and SCAFFOLD on non-IID handwritten digits.
+
+    Example: fedopt demo --rounds 50
+    """
+    _guarded(lambda: _demo(rounds, out, engine, as_json, quiet), debug)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[
@@ -194,6 +212,23 @@ def _plot(run_dirs: list[Path], x: str, out: Path) -> None:
 
     histories = [(directory.resolve().name, read_history(directory)) for directory in run_dirs]
     typer.echo(str(save_figure(convergence_figure(histories, x=x), out)))
+
+
+def _demo(rounds: int, out: Path | None, engine: str, as_json: bool, quiet: bool) -> None:
+    if out is not None:
+        _check_out(out)
+    from fedopt.demo import run_demo
+
+    finished = run_demo(rounds, out, engine, quiet, sys.stderr)
+    if as_json:
+        typer.echo(json.dumps(finished.facts(), indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(finished.table())
+    for figure in finished.figures:
+        typer.echo(f"plot:    {figure}")
+    typer.echo(f"results: {finished.directory}")
 
 
 def _list(kind: str | None, as_json: bool) -> None:

@@ -109,8 +109,10 @@ class EngineTable(Table):
     workers: int | None = Field(
         None, ge=1, description="Ray actors, >= 1 (default: one a core, at most the blocks)"
     )
-    training: Literal["auto", "loop"] = Field(
-        "auto", description="engine of local training; auto chooses by model and device"
+    training: Literal["auto", "loop", "stacked"] = Field(
+        "auto",
+        description="engine of local training: loop, one client after another, any model; "
+        "stacked, many at once, dense layers; auto chooses by model, optimizer and device",
     )
     device: str = Field("cpu", description='torch device of local training: "cpu" or "cuda"')
     address: str | None = Field(

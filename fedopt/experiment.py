@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from fedopt.client.algorithm import LocalAlgorithm
-from fedopt.client.loop import LoopEngine
+from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
 from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Trainer
@@ -29,6 +29,7 @@ from fedopt.optim.adapter import make_rule
 from fedopt.optim.rules import Rule
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
+from fedopt.server.blocks import default_block_size
 
 ModelFactory = Callable[[], nn.Module]
 
@@ -101,7 +102,8 @@ class Experiment:
         config = self.config
         rule, lr = self.rule()
         device = torch.device(config.engine.device)
-        engine = LoopEngine(self.build_model(), self.loss, rule, config.seed, device)
+        model = self.build_model()
+        engine = build_engine(self.engine_choice, model, self.loss, rule, config.seed, device)
         strategy = config.strategy.options.model_dump()
         return Trainer(
             self.population,
@@ -113,6 +115,20 @@ class Experiment:
             weight_by_examples=strategy["weighting"] == "examples",
             drop_partial=strategy["partial_work"] == "drop",
         )
+
+    @cached_property
+    def engine_choice(self) -> EngineChoice:
+        """The engine of local training."""
+        config = self.config
+        device = torch.device(config.engine.device)
+        return choose_engine(config.engine.training, self.build_model(), self.rule()[0], device)
+
+    def block_size(self) -> int:
+        """Return the clients a block, as configured or by the rule of `default_block_size`."""
+        requested = self.config.engine.block_size
+        if requested is not None:
+            return requested
+        return default_block_size(self.cohort_size(), self.engine_choice.group_size)
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""
@@ -142,6 +158,7 @@ class Experiment:
         strategy = get("strategies", self.config.strategy.name).load()
         strategy.check(self.config.strategy.options, self.rule()[0])
         self._check_model()
+        assert self.engine_choice
 
     def _check_model(self) -> None:
         client = int(np.flatnonzero(self.population.sizes)[0])

@@ -173,6 +173,12 @@ class Recorder:
             "model_sha256": digest(arrays),
             "parameters": self.strategy.layout.size,
             "clients_in_population": self.experiment.population.clients,
+            "engine": {
+                "grid": config.engine.name,
+                "training": self.experiment.engine_choice.name,
+                "reason": self.experiment.engine_choice.reason,
+                "block_size": self.experiment.block_size(),
+            },
             "initial": self._initial,
             "population": self._population,
             "environment": environment(),
@@ -197,7 +203,7 @@ class Recorder:
             f"{config.strategy.name} on {config.data.name}",
             f"{cohort} of {population.clients} clients a round",
             f"{config.model.name} with {layout.size:,} parameters",
-            f"engine {config.engine.name}",
+            f"engine {config.engine.name}, {self.experiment.engine_choice.name} training",
         ]
         skew = self._population.get("label_skew")
         if isinstance(skew, Mapping) and skew.get("total_variation") is not None:
@@ -249,7 +255,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         work=experiment.work,
         seed=config.seed,
         stragglers=config.system.stragglers,
-        block_size=config.engine.block_size,
+        block_size=experiment.block_size(),
         skip_failed=config.engine.on_client_error == "skip",
         validation_clients=config.evaluation.validation_clients,
         evaluate_every=config.evaluation.every,

@@ -46,6 +46,19 @@ def torch_generator(seed: int, purpose: str, *ids: int, device: str = "cpu") -> 
     return torch.Generator(device=device).manual_seed(torch_seed(seed, purpose, *ids))
 
 
+def seed_torch(value: int, device: torch.device) -> None:
+    """Seed torch's default generator on the CPU, and on `device` where that is another.
+
+    `torch.manual_seed` does the same, but formats a stack trace for every accelerator that is
+    not there, which takes longer than training a small client.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
 def _person(purpose: str) -> bytes:
     raw = purpose.encode()
     return raw if len(raw) <= 16 else hashlib.blake2b(raw, digest_size=16).digest()

@@ -20,7 +20,7 @@ from fedopt.client.plan import ClientPlan
 from fedopt.data.population import Examples
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.optim.rules import Rule
-from fedopt.seeds import torch_seed
+from fedopt.seeds import seed_torch, torch_seed
 
 
 class LoopEngine:
@@ -73,7 +73,7 @@ class LoopEngine:
         parameters, rule = bound.parameters, self._rule
         bound.load(start)
         module.train()
-        torch.manual_seed(torch_seed(self._seed, "train", round, plan.client))
+        seed_torch(torch_seed(self._seed, "train", round, plan.client), self._device)
         inputs, targets = self._tensors(data)
         full = self._gradient(inputs, targets) if terms.full_gradient else None
         if full is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedopt.seeds import generator
+from fedopt.seeds import derive, generator
 
 Indices = npt.NDArray[np.int64]
 
@@ -79,33 +79,105 @@ class ClientPlan:
         return self.steps < self.planned_steps
 
 
-def plan_client(
-    work: LocalWork, seed: int, round: int, client: int, examples: int, lr: float, steps: int
-) -> ClientPlan:
-    """Return the plan of one client.
+def plan_clients(
+    work: LocalWork,
+    seed: int,
+    round: int,
+    clients: Sequence[int],
+    examples: Sequence[int],
+    lr: float,
+    steps: Sequence[int],
+) -> list[ClientPlan]:
+    """Return the plans of some clients; each depends on its own client alone.
 
     Args:
         work: the amount of local work.
         seed: the run's seed.
         round: communication round, from 1.
-        client: client id.
-        examples: its number of training examples, >= 1.
+        clients: client ids, G of them.
+        examples: their numbers of training examples, each >= 1.
         lr: learning rate.
-        steps: the steps that happen, 1..planned.
+        steps: the steps that each of them does, 1..planned.
     """
-    planned = work.planned_steps(examples)
-    batch = work.batch(examples)
-    per_epoch = work.steps_per_epoch(examples)
-    step = np.arange(steps + 1)
-    offsets = step // per_epoch * examples + np.minimum(step % per_epoch * batch, examples)
-    order: Indices | None = None
-    if per_epoch > 1:
-        rng = generator(seed, "batches", round, client)
-        epochs = -(-steps // per_epoch)
-        order = np.concatenate([rng.permutation(examples) for _ in range(epochs)])
-    return ClientPlan(
-        client, examples, order, offsets, np.full(steps, lr, dtype=np.float64), planned
+    shuffled = [i for i, n in enumerate(examples) if work.steps_per_epoch(n) > 1]
+    orders: list[Indices | None] = [None] * len(clients)
+    made = permutations(
+        seed,
+        round,
+        [clients[i] for i in shuffled],
+        [examples[i] for i in shuffled],
+        [-(-steps[i] // work.steps_per_epoch(examples[i])) for i in shuffled],
     )
+    for i, order in zip(shuffled, made, strict=True):
+        orders[i] = order
+    offsets: dict[tuple[int, int], Indices] = {}
+    rates: dict[int, npt.NDArray[np.float64]] = {}
+    plans = []
+    for client, n, count, own in zip(clients, examples, steps, orders, strict=True):
+        if (n, count) not in offsets:
+            offsets[n, count] = _offsets(work, n, count)
+        if count not in rates:
+            rates[count] = np.full(count, lr, dtype=np.float64)
+        plans.append(
+            ClientPlan(client, n, own, offsets[n, count], rates[count], work.planned_steps(n))
+        )
+    return plans
+
+
+def permutations(
+    seed: int, round: int, clients: Sequence[int], sizes: Sequence[int], epochs: Sequence[int]
+) -> list[Indices]:
+    """Return, for each client, one permutation of its examples an epoch, one after another.
+
+    Every (client, epoch, position) has a 64-bit key, a mixed counter; a permutation lists the
+    positions in the order of their keys. All clients of one size are sorted in one pass, and a
+    client's permutations do not depend on who else is asked for.
+
+    Args:
+        seed: the run's seed.
+        round: communication round, from 1.
+        clients: client ids.
+        sizes: their numbers of examples.
+        epochs: permutations wanted of each.
+
+    Returns:
+        One array `[epochs * size]` a client.
+
+    Source: Steele, Lea and Flood 2014 (the mixing function of SplitMix64).
+    """
+    base = np.uint64(derive(seed, "batches", round) & (2**64 - 1))
+    out: list[Indices] = [np.empty(0, dtype=np.int64)] * len(clients)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(zip(epochs, sizes, strict=True)):
+        alike.setdefault(shape, []).append(i)
+    for (count, size), members in alike.items():
+        ids = np.array([clients[i] for i in members], dtype=np.uint64)
+        client_keys = _mix(base + (ids + np.uint64(1)) * _GOLDEN)[:, None]
+        epoch_keys = _mix(client_keys + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+        counters = np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN
+        keys = _mix(epoch_keys[:, :, None] + counters)
+        order = keys.argsort(axis=2, kind="stable").reshape(len(members), count * size)
+        for row, i in enumerate(members):
+            out[i] = order[row]
+    return out
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Mix 64-bit integers, elementwise (a bijection; arithmetic is modulo 2**64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _offsets(work: LocalWork, examples: int, steps: int) -> Indices:
+    """Return where in the order each step begins and the last ends, `[S + 1]`."""
+    batch, per_epoch = work.batch(examples), work.steps_per_epoch(examples)
+    step = np.arange(steps + 1)
+    found: Indices = step // per_epoch * examples + np.minimum(step % per_epoch * batch, examples)
+    return found
 
 
 def happening_steps(

@@ -24,7 +24,7 @@ from fedopt.client.algorithm import (
     LocalTerms,
     Vectors,
 )
-from fedopt.client.plan import ClientPlan, LocalWork, plan_client
+from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.state import RowFile
 from fedopt.data.population import Examples, Population
 from fedopt.models.layout import ModelState, ParameterLayout
@@ -207,10 +207,14 @@ class Trainer:
             outcome.sums.append(sums)
         return outcome
 
-    def plan(self, round: int, client: int, steps: int) -> ClientPlan:
-        """Return what a client does in a round."""
-        examples = int(self.population.sizes[client])
-        return plan_client(self._work, self._seed, round, client, examples, self._lr, steps)
+    def _plans(self, round: int, block: Block, group: slice) -> list[tuple[int, ClientPlan]]:
+        """Return the plans of a group, each with its position in the block."""
+        clients = block.clients[group]
+        examples = self.population.sizes[list(clients)].tolist()
+        plans = plan_clients(
+            self._work, self._seed, round, clients, examples, self._lr, block.steps[group]
+        )
+        return list(zip(range(*group.indices(len(block.clients))), plans, strict=True))
 
     def _empty_sums(self, block_id: int) -> BlockSums:
         layout = self.engine.layout
@@ -231,8 +235,10 @@ class Trainer:
         outcome: TrainingOutcome,
     ) -> None:
         plans, kept = [], []
-        for position in range(*group.indices(len(block.clients))):
-            plan = self.plan(round, block.clients[position], block.steps[position])
+        # Longest first: engines that stack clients rely on it. The sort is stable.
+        everyone = self._plans(round, block, group)
+        everyone.sort(key=lambda placed: -placed[1].steps)
+        for position, plan in everyone:
             if plan.is_partial and self._drop_partial:
                 outcome.reports.add(plan, Status.DROPPED, math.nan, math.nan, 0.0)
             else:
@@ -242,7 +248,7 @@ class Trainer:
             return
         try:
             state = rows.read([block.read_rows[p] for p in kept]) if rows else {}
-            examples = [self.population.train(plan.client) for plan in plans]
+            examples = self.population.train_many([plan.client for plan in plans])
             terms = self.algorithm.begin(broadcast, state)
             result = self.engine.train(start, round, plans, examples, terms)
             update = self.algorithm.finish(result, broadcast, state)
@@ -295,10 +301,27 @@ class Trainer:
         )[good]
         for name, total in sums.terms.items():
             term = update.terms[name] if everyone else update.terms[name][good]
-            factors = weights if name == "delta" else torch.ones_like(weights)
-            total += factors @ term.cpu().double()
+            add_weighted(total, weights if name == "delta" else torch.ones_like(weights), term)
         if len(sums.buffers):
             sums.buffers += weights @ result.buffers[good]
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)
+
+
+SLICE = 16_384
+"""Columns that are converted to double precision at once: what fits into a core's cache."""
+
+
+def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
+    """Add the weighted sum of some rows to a total, in double precision.
+
+    Args:
+        total: `[P]` in float64, changed in place.
+        weights: `[G]` in float64.
+        rows: `[G, P]` in any floating dtype, on any device.
+    """
+    rows = rows.cpu()
+    for first in range(0, rows.shape[1], SLICE):
+        part = slice(first, first + SLICE)
+        total[part] += weights @ rows[:, part].double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -98,6 +99,14 @@ class ArrayPopulation:
         """Return the training examples of a client, in the dataset's order."""
         return self._gather(self._client_rows(client)[0])
 
+    def train_many(self, clients: Sequence[int]) -> list[Examples]:
+        """Return the training examples of some clients, gathered in one pass."""
+        rows = [self._client_rows(client)[0] for client in clients]
+        together = self._gather(np.concatenate(rows))
+        stops = np.cumsum([len(r) for r in rows])[:-1]
+        inputs, targets = np.split(together.x, stops), np.split(together.y, stops)
+        return [Examples(x, y) for x, y in zip(inputs, targets, strict=True)]
+
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""
         return self._gather(self._client_rows(client)[1])
@@ -107,8 +116,12 @@ class ArrayPopulation:
         data = self._dataset
         if data.test_x is None or data.test_y is None:
             return None
-        rows = slice(None) if data.test_rows is None else data.test_rows
-        return self._materialise(data.test_x[rows], data.test_y[rows])
+        if data.test_rows is None:
+            return self._materialise(np.array(data.test_x), np.array(data.test_y))
+        return self._materialise(
+            np.take(data.test_x, data.test_rows, axis=0),
+            np.take(data.test_y, data.test_rows, axis=0),
+        )
 
     def label_counts(self, clients: IntArray) -> IntArray:
         """Return the training examples of each class; [len(clients), classes].
@@ -161,13 +174,16 @@ class ArrayPopulation:
         return rows[np.sort(order[held:])], rows[np.sort(order[:held])]
 
     def _gather(self, rows: IntArray) -> Examples:
-        return self._materialise(self._dataset.x[rows], self._dataset.y[rows])
+        return self._materialise(
+            np.take(self._dataset.x, rows, axis=0), np.take(self._dataset.y, rows, axis=0)
+        )
 
     def _materialise(self, x: AnyArray, y: AnyArray) -> Examples:
-        inputs = np.array(x, dtype=self._dtype)
+        """Return examples over `x` and `y`, fresh arrays that may be changed in place."""
+        inputs = x.astype(self._dtype, copy=False)
         if self._dataset.scale != 1.0:
             inputs *= self._dtype.type(self._dataset.scale)
         if self._dataset.shift != 0.0:
             inputs += self._dtype.type(self._dataset.shift)
         kind = self._dtype if self.classes is None else np.dtype(np.int64)
-        return Examples(inputs, np.array(y, dtype=kind))
+        return Examples(inputs, y.astype(kind, copy=False))

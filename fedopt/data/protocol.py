@@ -6,6 +6,7 @@ per client but a size or an index range. The forms are in `arrays`, `memory` and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -62,6 +63,9 @@ class Population(Protocol):
 
     def train(self, client: int) -> Examples:
         """Return the training examples of a client, in a fixed order."""
+
+    def train_many(self, clients: Sequence[int]) -> list[Examples]:
+        """Return the training examples of some clients, as `train` does, in one pass."""
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,10 @@ class SyntheticPopulation:
     def train(self, client: int) -> Examples:
         """Return the training examples of a device."""
         return self._part(client, 0, self._check(client))
+
+    def train_many(self, clients: Sequence[int]) -> list[Examples]:
+        """Return the training examples of some devices."""
+        return [self.train(client) for client in clients]
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a device; there may be none."""

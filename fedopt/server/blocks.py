@@ -15,9 +15,18 @@ MAX_BLOCKS = 32
 """The most blocks of a round, where the block size is not given: bounds what is sent up."""
 
 
-def block_size(cohort: int, requested: int | None) -> int:
-    """Return the clients a block: as requested, or the cohort in at most `MAX_BLOCKS` blocks."""
-    return requested if requested is not None else max(1, -(-cohort // MAX_BLOCKS))
+FEW_BLOCKS = 8
+"""Blocks that a small cohort is cut into, so that several workers have something to do."""
+
+
+def default_block_size(cohort: int, group_size: int) -> int:
+    """Return the clients a block: enough to be trained as groups, in at most `MAX_BLOCKS` blocks.
+
+    Args:
+        cohort: K, the clients of the round.
+        group_size: clients that the engine trains at once.
+    """
+    return max(-(-cohort // MAX_BLOCKS), min(group_size, -(-cohort // FEW_BLOCKS)))
 
 
 def cut(cohort: Sequence[int], steps: Sequence[int], size: int) -> list[Block]:

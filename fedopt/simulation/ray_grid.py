@@ -19,7 +19,6 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedopt.errors import ConfigError, FedoptError, RunError
 from fedopt.experiment import Experiment
-from fedopt.server.blocks import block_size
 from fedopt.simulation.grid import DirectGrid, identify_process
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class RayGrid(DirectGrid):
 
     def __init__(self, experiment: Experiment) -> None:
         engine = experiment.config.engine
-        self._owns_ray = _start_ray(experiment)
+        self._owns_ray = start_ray(experiment)
         import ray
 
         self._ray = ray
@@ -176,7 +175,7 @@ def _pid(_worker: Any) -> int:
     return os.getpid()
 
 
-def _start_ray(experiment: Experiment) -> bool:
+def start_ray(experiment: Experiment) -> bool:
     """Start or join Ray; return whether it is ours to shut down."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -210,5 +209,5 @@ def _default_workers(experiment: Experiment, resources: dict[str, float]) -> int
     if config.engine.device.startswith("cuda"):
         return max(1, int(resources.get("GPU", 0)))
     cohort = experiment.cohort_size()
-    blocks = -(-cohort // block_size(cohort, config.engine.block_size))
+    blocks = -(-cohort // experiment.block_size())
     return max(1, min(int(resources.get("CPU", 1)), blocks))

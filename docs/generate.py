@@ -1,0 +1,184 @@
+"""Write docs/config.md from the schema and the registry, so that it cannot differ from the code.
+
+    python docs/generate.py           write the file
+    python docs/generate.py --check   write nothing; exit code 1 if the file is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_table
+from fedopt.config import (
+    CHOICES,
+    DEFAULT_NAMES,
+    DEFAULT_OPTIONS,
+    Config,
+    LocalTable,
+    RunTable,
+)
+from fedopt.registry import KINDS, Entry, entries
+
+TARGET = Path(__file__).with_name("config.md")
+
+HEAD = """# Configuration reference
+
+<!-- made by docs/generate.py; do not edit -->
+
+A run is described by a TOML file, by `key=value` words on the command line, by keywords of
+`fedopt.simulate`, or by a mixture: later ones win. Keys are the same everywhere: `lr` in the table
+`[local.optimizer]` is `local.optimizer.lr=0.05` on the command line and
+`local={"optimizer": {"lr": 0.05}}` in Python. A table that has a `name` takes the options of what
+it names; a bare word for such a table is its name (`strategy=scaffold`), and a new name drops the
+options of the old one. An unknown key, a value out of range or options that do not go together
+end the command with exit code 2 before anything is trained or written.
+
+`fedopt run ... --dry-run` prints the whole configuration with every default filled in.
+"""
+
+SOUND = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the reference, or check it; return the exit code."""
+    text = reference()
+    if "--check" in arguments:
+        if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
+            print(f"{TARGET.name} is out of date: run python docs/generate.py", file=sys.stderr)
+            return 1
+        return 0
+    TARGET.write_text(text, encoding="utf-8")
+    print(TARGET)
+    return 0
+
+
+def reference() -> str:
+    """Return the text of docs/config.md."""
+    parts = [HEAD, "## Tables\n", "### Top of the file\n", fields_table(RunTable)]
+    for key in ("data", "partition", "model", "strategy"):
+        parts += [f"### `[{key}]`\n", choice_text(key)]
+    parts += ["### `[local]`\n", fields_table(LocalTable)]
+    parts += ["### `[local.optimizer]`\n", choice_text("local.optimizer")]
+    for key, table in Config.TABLES.items():
+        parts += [f"### `[{key}]`\n", f"{table.__doc__}\n", fields_table(table)]
+    parts.append("## What can be named\n")
+    parts.append(
+        "`fedopt list` prints the same. Where a model or a loss is named,\n"
+        '`"package.module:name"` names your own ([extending](extending.md)).\n'
+    )
+    for kind, key in KINDS.items():
+        parts.append(f"### {kind.capitalize()}: `{key}`\n")
+        parts += [entry_text(entry) for entry in entries(kind)]
+    parts += ["## Columns of `rounds.csv`\n", "One row a round. An empty cell: not measured.\n"]
+    parts.append(markdown_table(ROUND_COLUMNS))
+    parts += ["## Columns of `clients.csv`\n", "One row per sampled client and round.\n"]
+    parts.append(markdown_table(CLIENT_COLUMNS))
+    return "\n".join(parts)
+
+
+def choice_text(key: str) -> str:
+    """Return what a table with a `name` takes."""
+    kind, default = CHOICES[key], DEFAULT_NAMES[key]
+    names = ", ".join(f"`{entry.name}`" for entry in entries(kind))
+    text = f"`name`: one of {names}; default `{default}`"
+    changed = DEFAULT_OPTIONS.get((key, default))
+    if changed:
+        values = ", ".join(f"`{name} = {value}`" for name, value in changed.items())
+        text += f", then with {values}"
+    link = f"#{kind}-{KINDS[kind].replace('.', '')}"
+    return f"{text}. The other keys are the options of [what is named]({link}).\n"
+
+
+def entry_text(entry: Entry) -> str:
+    """Return the section of one entry of the registry."""
+    description = entry.description.rstrip(".")
+    description = description[0].upper() + description[1:]
+    lines = [f"**`{entry.name}`**: {description}. Source: {entry.source.rstrip('.')}.\n"]
+    if entry.options.model_fields:
+        lines.append(fields_table(entry.options))
+    return "\n".join(lines)
+
+
+def fields_table(model: type[BaseModel]) -> str:
+    """Return a Markdown table of a schema's fields, ending in a newline."""
+    lines = ["| key | type | default | allowed | description |", "| --- | --- | --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        described = (field.description or "").replace("|", "\\|")
+        described = described[0].upper() + described[1:].rstrip(".") + "."
+        cells = (f"`{name}`", type_text(field.annotation), default_text(field), allowed(field))
+        lines.append(f"| {' | '.join(cells)} | {described} |")
+    return "\n".join(lines) + "\n"
+
+
+def type_text(annotation: Any) -> str:
+    """Return a type in the words of TOML; None, which TOML lacks, is left out."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return type_text(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        members = [a for a in get_args(annotation) if a is not type(None)]
+        return " or ".join(unique(type_text(a) for a in members))
+    if origin is Literal:
+        return " or ".join(unique(type_text(type(word)) for word in get_args(annotation)))
+    if origin is tuple:
+        members = get_args(annotation)
+        what = f"{type_text(members[0])}s"
+        return f"list of {what}" if Ellipsis in members else f"list of {len(members)} {what}"
+    words = {int: "integer", float: "number", str: "string", bool: "boolean"}
+    return words[annotation]
+
+
+def default_text(field: FieldInfo) -> str:
+    """Return a default as TOML writes it."""
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def allowed(field: FieldInfo) -> str:
+    """Return the range or the words that a field allows, where the schema says so."""
+    words = [f'`"{word}"`' for word in literals(field.annotation)]
+    bounds = [
+        f"{sign} {limit:,}" if isinstance(limit, int) and limit.bit_length() < 62 else None
+        for metadata in field.metadata
+        for name, sign in SOUND.items()
+        if (limit := bound(metadata, name)) is not None
+    ]
+    return ", ".join([*words, *(b for b in bounds if b)]) or "-"
+
+
+def bound(metadata: object, name: str) -> int | float | None:
+    """Return one bound, whole numbers as integers."""
+    limit = getattr(metadata, name, None)
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+
+
+def literals(annotation: Any) -> list[Any]:
+    """Return the literal words in an annotation."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    return [word for inner in get_args(annotation) for word in literals(inner)]
+
+
+def unique(words: Iterable[str]) -> list[str]:
+    """Return the words without repeats, in order."""
+    return list(dict.fromkeys(words))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

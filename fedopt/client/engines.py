@@ -1,0 +1,84 @@
+"""Which engine trains: a fixed rule of model, update rule and device, never of measured time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedopt.client.loop import LoopEngine
+from fedopt.client.losses import Loss
+from fedopt.client.stacked import NotStackableError, StackedEngine, check_stackable, group_size
+from fedopt.client.trainer import Engine
+from fedopt.errors import ConfigError
+from fedopt.models.layout import ParameterLayout
+from fedopt.optim.rules import Rule, Sgd
+
+UNFUSED_PARAMETERS = 20_000
+"""Models up to this size are stacked on a CPU even where the update cannot be fused."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine of a run.
+
+    Args:
+        name: `loop` or `stacked`.
+        group_size: clients trained at once.
+        reason: why, in a few words.
+    """
+
+    name: str
+    group_size: int
+    reason: str
+
+
+def choose_engine(
+    training: str, model: nn.Module, rule: Rule, device: torch.device
+) -> EngineChoice:
+    """Return the engine for a model.
+
+    Args:
+        training: `auto`, `loop` or `stacked`.
+        model: the model.
+        rule: the local update rule.
+        device: where to train.
+
+    Raises:
+        ConfigError: `stacked` is asked for, but a part of the model has no stacked form.
+    """
+    if training == "loop":
+        return EngineChoice("loop", 1, "asked for")
+    layout = ParameterLayout.of(model)
+    try:
+        check_stackable(model)
+    except NotStackableError as error:
+        if training == "stacked":
+            raise ConfigError(f'"stacked" cannot be used: {error}', key="engine.training") from None
+        return EngineChoice("loop", 1, str(error))
+    size = group_size(layout, device)
+    if training == "stacked":
+        return EngineChoice("stacked", size, "asked for")
+    if device.type != "cpu":
+        return EngineChoice("stacked", size, "accelerators are kept busy by stacking")
+    if size < 2:
+        return EngineChoice("loop", 1, "two clients' parameters would not fit into the cache")
+    if isinstance(rule, Sgd) and not rule.momentum:
+        return EngineChoice("stacked", size, "dense layers, fused update")
+    if layout.size <= UNFUSED_PARAMETERS:
+        return EngineChoice("stacked", size, "dense layers, small model")
+    return EngineChoice("loop", 1, "the update cannot be fused, and the model is not small")
+
+
+def build_engine(
+    choice: EngineChoice,
+    model: nn.Module,
+    loss: Loss,
+    rule: Rule,
+    seed: int,
+    device: torch.device,
+) -> Engine:
+    """Return the chosen engine over a model."""
+    kind = StackedEngine if choice.name == "stacked" else LoopEngine
+    return kind(model, loss, rule, seed, device)

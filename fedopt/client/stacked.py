@@ -1,0 +1,551 @@
+"""The `stacked` engine: a group of clients at once, parameters with a leading client axis.
+
+Batched products replace one small product a client. Clients are sorted by steps, so that those
+still training are always a prefix; batches of unequal length are padded and masked. Every step of
+plain SGD, with or without proximal term, correction and weight decay, is fused into the backward
+pass; other rules act in place on stacked gradients, which elementwise is each client's own step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.losses import Loss
+from fedopt.client.plan import ClientPlan
+from fedopt.client.stacked_layers import (
+    PER_EXAMPLE,
+    StackedDropout,
+    StackedFlatten,
+    StackedLayer,
+    StackedLinear,
+    StackedModule,
+    StackedRelu,
+    merged,
+    normalised,
+)
+from fedopt.data.population import Examples
+from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.optim.rules import Rule, RuleState, Sgd
+from fedopt.seeds import torch_seed
+
+CACHE_NBYTES = 8 * 2**20
+"""Stacked parameters are kept below this size on a CPU: beyond it memory is the limit."""
+
+DEVICE_NBYTES = 2 * 2**30
+"""The same on an accelerator."""
+
+MAX_GROUP = 256
+"""The most clients stacked."""
+
+
+class NotStackableError(Exception):
+    """The model has a part without a stacked form; the message names it."""
+
+
+def group_size(layout: ParameterLayout, device: torch.device) -> int:
+    """Return the clients to stack: a fixed rule of the model's size and the kind of device."""
+    budget = CACHE_NBYTES if device.type == "cpu" else DEVICE_NBYTES
+    return max(1, min(MAX_GROUP, budget // layout.parameter_nbytes))
+
+
+def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """Return the layers of a (nested) `nn.Sequential`, with the names of their parameters.
+
+    Raises:
+        NotStackableError: a container is not an `nn.Sequential`, or a layer has no stacked form.
+    """
+    if type(model) is nn.Sequential:
+        return [
+            leaf
+            for name, child in model.named_children()
+            for leaf in leaves(child, f"{prefix}{name}.")
+        ]
+    known = (nn.Linear, nn.ReLU, nn.Flatten, nn.Dropout, nn.LayerNorm, nn.GroupNorm, *PER_EXAMPLE)
+    if type(model) not in known:
+        raise NotStackableError(f"{type(model).__name__} has no stacked form")
+    if isinstance(model, nn.Flatten) and (model.start_dim, model.end_dim) != (1, -1):
+        raise NotStackableError("Flatten of some axes only has no stacked form")
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise NotStackableError(f"{type(model).__name__} has hooks")
+    return [(prefix, model)]
+
+
+def check_stackable(model: nn.Module) -> None:
+    """Check that a model can be stacked.
+
+    Raises:
+        NotStackableError: naming the part that cannot.
+    """
+    seen: set[int] = set()
+    for _, layer in leaves(model):
+        for parameter in layer.parameters(recurse=False):
+            if id(parameter) in seen:
+                raise NotStackableError("tied parameters have no stacked form")
+            if not parameter.requires_grad:
+                raise NotStackableError("frozen parameters have no stacked form")
+            seen.add(id(parameter))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step of the active clients.
+
+    Args:
+        rows: positions in the group's concatenated examples, `[A, B]`.
+        lengths: examples of each client in this step, `[A]`.
+        is_padded: whether some client has fewer than B.
+        rates: learning rate of each client, `[A]`.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    is_padded: bool
+    rates: npt.NDArray[np.float64]
+
+
+class FusedSgd:
+    """Applies plain SGD as gradients are made: W <- W - lr (gradient + shrink W - drift).
+
+    Args:
+        parameters: stacked parameters, changed in place.
+        shrink: mu + weight_decay.
+        rates: learning rate of each active client, `[A]`.
+        drift: mu x - correction, per parameter, or None.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        shrink: float,
+        rates: npt.NDArray[np.float64],
+        drift: Sequence[Tensor] | None,
+    ) -> None:
+        self._parameters = parameters
+        self._active = len(rates)
+        self._uniform = bool((rates == rates[0]).all())
+        self._lr = float(rates[0])
+        self._rates = rates
+        self._shrink = shrink
+        self._drift = drift
+
+    def product(self, index: int, left: Tensor, right: Tensor) -> None:
+        """Step along `left @ right`, accumulated into the parameter."""
+        if not self._uniform:
+            self.tensor(index, torch.bmm(left, right))
+            return
+        weight = self._parameters[index][: self._active]
+        weight.baddbmm_(left, right, beta=1 - self._lr * self._shrink, alpha=-self._lr)
+        if self._drift is not None:
+            weight.add_(self._drift[index][: self._active], alpha=self._lr)
+
+    def tensor(self, index: int, gradient: Tensor) -> None:
+        """Step along a gradient."""
+        weight = self._parameters[index][: self._active]
+        if self._shrink:
+            gradient = gradient + self._shrink * weight
+        if self._drift is not None:
+            gradient = gradient - self._drift[index][: self._active]
+        if self._uniform:
+            weight.add_(gradient, alpha=-self._lr)
+            return
+        rates = torch.as_tensor(self._rates, dtype=weight.dtype, device=weight.device)
+        weight.sub_(rates.view(-1, *(1,) * (gradient.dim() - 1)) * gradient)
+
+
+class Collect:
+    """Keeps the gradients, `[A, *shape]` by position."""
+
+    def __init__(self, count: int) -> None:
+        self.gradients: list[Tensor | None] = [None] * count
+
+    def product(self, index: int, left: Tensor, right: Tensor) -> None:
+        """Keep `left @ right`."""
+        self.gradients[index] = torch.bmm(left, right)
+
+    def tensor(self, index: int, gradient: Tensor) -> None:
+        """Keep a gradient."""
+        self.gradients[index] = gradient
+
+    def all(self) -> list[Tensor]:
+        """Return the gradients of all parameters."""
+        return [gradient for gradient in self.gradients if gradient is not None]
+
+
+class StackedEngine:
+    """Trains a group of clients at once.
+
+    Args:
+        model: a (nested) `nn.Sequential` of layers with a stacked form.
+        loss: function of (output, target) that returns the batch mean as a scalar.
+        rule: the update rule.
+        seed: the run's seed, from which dropout draws.
+        device: where to train.
+
+    Raises:
+        NotStackableError: the model has a part without a stacked form.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, rule: Rule, seed: int, device: torch.device
+    ) -> None:
+        check_stackable(model)
+        self.layout = ParameterLayout.of(model)
+        self.group_size = group_size(self.layout, device)
+        self._model = model.to(device)
+        self._loss = loss
+        self._rule = rule
+        self._seed = seed
+        self._device = device
+        self._generators: list[torch.Generator] = []
+        self._lengths: list[int] = []
+        self._parameters: list[Tensor] = []
+        self._layers: list[StackedLayer] = []
+        self._capacity = 0
+        self._delta = torch.empty(0)
+
+    def train(
+        self,
+        start: ModelState,
+        round: int,
+        plans: Sequence[ClientPlan],
+        examples: Sequence[Examples],
+        terms: LocalTerms,
+    ) -> LocalResult:
+        """Train a group of clients from `start`; the plans are in descending order of steps.
+
+        The result's `delta` is overwritten by the next call.
+        """
+        clients = len(plans)
+        self._allocate(clients)
+        for stacked, view in zip(self._parameters, self._vectors(start.parameters), strict=True):
+            stacked[:clients].copy_(view)
+        self._seed_clients(round, plans)
+        inputs, targets, firsts = self._together(examples)
+        full = None
+        if terms.full_gradient:
+            full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
+            self._seed_clients(round, plans)
+        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self._device)
+        take_step = self._stepper(start, terms, clients)
+        for batch in self._batches(plans, firsts):
+            sink = take_step(batch)
+            losses = self._pass(inputs, targets, batch, sink)
+            loss_sum[: len(losses)] += losses
+            if isinstance(sink, _Deferred):
+                sink.step()
+        seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self._device)
+        delta = self._delta[:clients]
+        sections = self._sections(delta)
+        for section, stacked, view in zip(
+            sections, self._parameters, self._vectors(start.parameters), strict=True
+        ):
+            torch.sub(stacked[:clients].flatten(1), view.flatten(), out=section)
+        return LocalResult(
+            delta=delta,
+            buffers=torch.zeros(clients, 0, dtype=torch.float64),
+            train_loss=loss_sum / seen,
+            lr_sum=self._lr_sums(plans),
+            full_gradient=full,
+        )
+
+    # Preparation -------------------------------------------------------------------------------
+
+    def _allocate(self, clients: int) -> None:
+        """Make room for a group; a larger group than before makes it anew."""
+        if clients <= self._capacity:
+            return
+        self._capacity = clients
+        dtype = self.layout.dtype
+        self._parameters = [
+            torch.empty(clients, *spec.shape, dtype=dtype, device=self._device)
+            for spec in self.layout.parameters
+        ]
+        self._delta = torch.empty(clients, self.layout.size, dtype=dtype, device=self._device)
+        positions = {spec.name: i for i, spec in enumerate(self.layout.parameters)}
+        self._layers = [
+            self._stacked(layer, prefix, positions) for prefix, layer in leaves(self._model)
+        ]
+
+    def _stacked(self, layer: nn.Module, prefix: str, positions: dict[str, int]) -> StackedLayer:
+        own = [positions[f"{prefix}{n}"] for n, _ in layer.named_parameters(recurse=False)]
+        if isinstance(layer, nn.Linear):
+            bias = positions[f"{prefix}bias"] if layer.bias is not None else None
+            return StackedLinear(self._parameters, positions[f"{prefix}weight"], bias)
+        if isinstance(layer, nn.ReLU):
+            return StackedRelu()
+        if isinstance(layer, nn.Flatten):
+            return StackedFlatten()
+        if isinstance(layer, nn.Dropout):
+            return StackedDropout(
+                layer.p, lambda: zip(self._generators, self._lengths, strict=False)
+            )
+        if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
+            return StackedModule(normalised(layer), self._parameters, own)
+        return StackedModule(merged(layer), self._parameters, own)
+
+    def _seed_clients(self, round: int, plans: Sequence[ClientPlan]) -> None:
+        if any(isinstance(layer, StackedDropout) for layer in self._layers):
+            self._generators = [
+                torch.Generator(self._device).manual_seed(
+                    torch_seed(self._seed, "train", round, plan.client)
+                )
+                for plan in plans
+            ]
+
+    def _together(self, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, list[int]]:
+        """Return the group's examples in one tensor, and where each client's begin."""
+        inputs = torch.from_numpy(np.concatenate([e.x for e in examples])).to(self._device)
+        targets = torch.from_numpy(np.concatenate([e.y for e in examples])).to(self._device)
+        ends = np.cumsum([len(e.y) for e in examples])
+        return inputs, targets, [0, *ends[:-1].tolist()]
+
+    def _batches(self, plans: Sequence[ClientPlan], firsts: Sequence[int]) -> list[Batch]:
+        """Return the steps of the group, resolved to rows of its examples."""
+        first = plans[0]
+        alike = all(p.offsets is first.offsets for p in plans)
+        rates = np.zeros((len(plans), first.steps))
+        for i, plan in enumerate(plans):
+            rates[i, : plan.steps] = plan.learning_rates
+        if alike:
+            return self._even_batches(plans, firsts, rates)
+        steps = np.array([p.steps for p in plans])
+        lengths = np.zeros((len(plans), first.steps), dtype=np.int64)
+        for i, plan in enumerate(plans):
+            lengths[i, : plan.steps] = np.diff(plan.offsets)
+        width = int(lengths.max())
+        rows = np.zeros((len(plans), first.steps, width), dtype=np.int64)
+        columns = np.arange(width)
+        for i, plan in enumerate(plans):
+            places = plan.offsets[:-1, None] + np.minimum(
+                columns, lengths[i, : plan.steps, None] - 1
+            )
+            order = plan.order
+            rows[i, : plan.steps] = firsts[i] + (
+                places % plan.examples if order is None else order[places]
+            )
+        batches = []
+        for step in range(first.steps):
+            active = int(np.count_nonzero(steps > step))
+            now = lengths[:active, step]
+            longest = int(now.max())
+            batches.append(
+                Batch(
+                    torch.from_numpy(rows[:active, step, :longest].copy()).to(self._device),
+                    torch.from_numpy(now.copy()).to(self._device),
+                    bool((now < longest).any()),
+                    rates[:active, step],
+                )
+            )
+        return batches
+
+    def _even_batches(
+        self, plans: Sequence[ClientPlan], firsts: Sequence[int], rates: npt.NDArray[np.float64]
+    ) -> list[Batch]:
+        """Return the steps of clients that have equally many examples and steps."""
+        first = plans[0]
+        offsets = first.offsets.tolist()
+        starts = np.array(firsts)[:, None]
+        if first.order is None:
+            whole = np.tile(np.arange(first.examples), (len(plans), 1))
+            everything = torch.from_numpy(starts + whole).to(self._device)
+            pieces = [everything] * first.steps
+        else:
+            orders = np.stack([p.order for p in plans if p.order is not None])
+            rows = torch.from_numpy(starts + orders).to(self._device)
+            pieces = [rows[:, a:b] for a, b in pairwise(offsets)]
+        return [
+            Batch(
+                piece,
+                torch.full((len(plans),), piece.shape[1], device=self._device),
+                False,
+                rates[:, step],
+            )
+            for step, piece in enumerate(pieces)
+        ]
+
+    # Steps -------------------------------------------------------------------------------------
+
+    def _pass(
+        self, inputs: Tensor, targets: Tensor, batch: Batch, sink: FusedSgd | Collect
+    ) -> Tensor:
+        """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
+        shape = batch.rows.shape
+        self._lengths = batch.lengths.tolist() if self._generators else []
+        flat = batch.rows.flatten()
+        with torch.no_grad():
+            x = inputs.index_select(0, flat).unflatten(0, shape)
+            y = targets.index_select(0, flat).unflatten(0, shape)
+            for layer in self._layers:
+                x = layer.forward(x)
+            losses, gradient = self._loss_and_gradient(x, y, batch)
+            below: Tensor | None = gradient
+            for position in range(len(self._layers) - 1, -1, -1):
+                assert below is not None
+                below = self._layers[position].backward(below, sink, self._has_parameters(position))
+                if below is None:
+                    break
+        return losses
+
+    def _has_parameters(self, position: int) -> bool:
+        """Whether a layer below `position` has parameters, so that gradients must reach it."""
+        return any(
+            isinstance(layer, StackedLinear)
+            or (isinstance(layer, StackedModule) and layer.has_parameters)
+            for layer in self._layers[:position]
+        )
+
+    def _loss_and_gradient(self, output: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return each client's sum of losses `[A]` and the gradient of its mean at the output."""
+        lengths = batch.lengths
+        if self._loss is nn.functional.cross_entropy and output.dim() == 3:
+            log_probabilities = output.log_softmax(-1)
+            targets = y.unsqueeze(-1)
+            own = -log_probabilities.gather(-1, targets).squeeze(-1)
+            gradient = log_probabilities.exp_()
+            gradient.scatter_add_(-1, targets, torch.full_like(own, -1).unsqueeze(-1))
+            if batch.is_padded:
+                mask = torch.arange(y.shape[1], device=y.device) < lengths.unsqueeze(1)
+                own = own * mask
+                gradient *= (mask / lengths.unsqueeze(1)).to(gradient.dtype).unsqueeze(-1)
+            else:
+                gradient /= y.shape[1]
+            return own.sum(1, dtype=torch.float64), gradient
+        output = output.detach().requires_grad_()
+        with torch.enable_grad():
+            means = [self._loss(output[i, :n], y[i, :n]) for i, n in enumerate(lengths.tolist())]
+            (gradient,) = torch.autograd.grad(torch.stack(means).sum(), output)
+        return torch.stack(means).detach().double() * lengths, gradient
+
+    def _stepper(self, start: ModelState, terms: LocalTerms, clients: int) -> _Stepper:
+        rule = self._rule
+        anchor = self._vectors(start.parameters)
+        correction = None
+        if terms.correction is not None:
+            rows = terms.correction.expand(clients, -1)
+            correction = [
+                section.reshape(clients, *spec.shape)
+                for section, spec in zip(self._sections(rows), self.layout.parameters, strict=True)
+            ]
+        if isinstance(rule, Sgd) and not rule.momentum:
+            return _Stepper(self._parameters, rule, terms.proximal, anchor, correction, None)
+        state = rule.init([p[:clients] for p in self._parameters])
+        return _Stepper(self._parameters, rule, terms.proximal, anchor, correction, state)
+
+    def _full_gradient(
+        self, inputs: Tensor, targets: Tensor, firsts: Sequence[int], sizes: Sequence[int]
+    ) -> Tensor:
+        """Return each client's gradient over all its examples, `[C, P]`."""
+        clients, longest = len(sizes), max(sizes)
+        lengths = np.array(sizes)
+        rows = np.array(firsts)[:, None] + np.minimum(np.arange(longest), lengths[:, None] - 1)
+        batch = Batch(
+            torch.from_numpy(rows).to(self._device),
+            torch.from_numpy(lengths).to(self._device),
+            bool((lengths < longest).any()),
+            np.zeros(clients),
+        )
+        sink = Collect(len(self._parameters))
+        self._pass(inputs, targets, batch, sink)
+        flat = torch.empty(clients, self.layout.size, dtype=self.layout.dtype, device=self._device)
+        for section, gradient in zip(self._sections(flat), sink.all(), strict=True):
+            section.copy_(gradient.flatten(1))
+        return flat
+
+    def _vectors(self, flat: Tensor) -> list[Tensor]:
+        return self.layout.views(flat)
+
+    def _sections(self, rows: Tensor) -> list[Tensor]:
+        """Return the columns of `rows` `[C, P]` that belong to each parameter."""
+        return list(rows.split([spec.size for spec in self.layout.parameters], dim=1))
+
+    def _lr_sums(self, plans: Sequence[ClientPlan]) -> Tensor | None:
+        known: dict[int, float | None] = {}
+        for plan in plans:
+            key = id(plan.learning_rates)
+            if key not in known:
+                known[key] = self._rule.effective_lr_sum(plan.learning_rates.tolist())
+        sums = [known[id(plan.learning_rates)] for plan in plans]
+        if any(value is None for value in sums):
+            return None
+        return torch.tensor(sums, dtype=torch.float64)
+
+
+class _Deferred(Collect):
+    """Keeps the gradients of a step and applies a rule to them afterwards."""
+
+    def __init__(self, stepper: _Stepper, batch: Batch) -> None:
+        super().__init__(len(stepper.parameters))
+        self._stepper = stepper
+        self._rates = batch.rates
+
+    def step(self) -> None:
+        """Add the terms and apply the rule to the active clients."""
+        self._stepper.apply(self.all(), self._rates)
+
+
+class _Stepper:
+    """Makes the sink of each step: fused for plain SGD, deferred for other rules."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        rule: Rule,
+        proximal: float,
+        anchor: Sequence[Tensor],
+        correction: Sequence[Tensor] | None,
+        state: RuleState | None,
+    ) -> None:
+        self.parameters = parameters
+        self._rule = rule
+        self._proximal = proximal
+        self._anchor = anchor
+        self._correction = correction
+        self._state = state
+        self._drift: list[Tensor] | None = None
+        if state is None and (proximal or correction is not None):
+            pulls = [proximal * view.unsqueeze(0) for view in anchor]
+            clients = len(correction[0]) if correction is not None else parameters[0].shape[0]
+            self._drift = [
+                pull.expand(clients, *pull.shape[1:])
+                if correction is None
+                else (pull - correction[i] if proximal else -correction[i])
+                for i, pull in enumerate(pulls)
+            ]
+
+    def __call__(self, batch: Batch) -> FusedSgd | _Deferred:
+        """Return the sink of a step."""
+        if self._state is not None:
+            return _Deferred(self, batch)
+        assert isinstance(self._rule, Sgd)
+        shrink = self._proximal + self._rule.weight_decay
+        return FusedSgd(self.parameters, shrink, batch.rates, self._drift)
+
+    def apply(self, gradients: list[Tensor], rates: npt.NDArray[np.float64]) -> None:
+        """Add the terms to the gradients and let the rule act on the active clients."""
+        assert self._state is not None
+        active = len(rates)
+        parameters = [p[:active] for p in self.parameters]
+        if self._proximal:
+            torch._foreach_add_(gradients, parameters, alpha=self._proximal)
+            torch._foreach_sub_(gradients, [self._proximal * a for a in self._anchor])
+        if self._correction is not None:
+            torch._foreach_add_(gradients, [c[:active] for c in self._correction])
+        lr = float(rates[0])
+        if not (rates == lr).all():
+            raise NotStackableError(
+                "learning rates that differ between clients need the loop engine"
+            )
+        whole = self._state.slots
+        state = RuleState(self._state.step, {k: [t[:active] for t in v] for k, v in whole.items()})
+        self._rule.update(parameters, gradients, state, lr)
+        self._state.step = state.step
+        if not whole:
+            self._state.slots = state.slots

@@ -1,0 +1,249 @@
+"""Layers over stacked clients: forward and backward, each client with its own parameters.
+
+Activations are `[A, B, ...]`, A active clients and B examples each; parameters are `[C, ...]`, of
+which the first A rows are in use. `backward` returns the gradient at the input and hands each
+parameter's gradient to a `Sink`; for plain SGD the sink is fused into the product that makes the
+gradient (`W.baddbmm_(g^T, x, alpha=-lr)`), so that no gradient is ever stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Sink(Protocol):
+    """Takes the gradients of parameters, as the backward pass makes them."""
+
+    def product(self, index: int, left: Tensor, right: Tensor) -> None:
+        """Take the gradient `left @ right` `[A, m, n]` of parameter `index`."""
+        ...
+
+    def tensor(self, index: int, gradient: Tensor) -> None:
+        """Take the gradient `[A, *shape]` of parameter `index`."""
+        ...
+
+
+class StackedLayer(Protocol):
+    """A layer over stacked clients; `forward` keeps what its `backward` needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for activations `[A, B, ...]`."""
+        ...
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Hand over the parameters' gradients; return that of the input, where it is needed."""
+        ...
+
+
+Parameters = Sequence[Tensor]
+"""The stacked parameters of the model, `[C, *shape]` each, in the layout's order."""
+
+
+class StackedLinear:
+    """y = x W^T + b, for each client.
+
+    Args:
+        parameters: all stacked parameters.
+        weight: position of W `[C, out, in]`.
+        bias: position of b `[C, out]`, or None.
+    """
+
+    def __init__(self, parameters: Parameters, weight: int, bias: int | None) -> None:
+        self._parameters = parameters
+        self._weight = weight
+        self._bias = bias
+        self._input: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[A, B, out]` for `[A, B, in]`."""
+        self._input = x
+        weight = self._parameters[self._weight][: len(x)].transpose(1, 2)
+        if self._bias is None:
+            return torch.bmm(x, weight)
+        bias = self._parameters[self._bias][: len(x)].unsqueeze(1)
+        return torch.baddbmm(bias, x, weight)
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Return the gradient at the input, made before the sink may change W."""
+        assert self._input is not None
+        weight = self._parameters[self._weight][: len(gradient)]
+        below = torch.bmm(gradient, weight) if need_input else None
+        sink.product(self._weight, gradient.transpose(1, 2), self._input)
+        if self._bias is not None:
+            sink.tensor(self._bias, gradient.sum(1))
+        self._input = None
+        return below
+
+
+class StackedRelu:
+    """max(x, 0)."""
+
+    def __init__(self) -> None:
+        self._output: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the positive part."""
+        self._output = torch.relu(x)
+        return self._output
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Let the gradient through where the output is positive."""
+        assert self._output is not None
+        return torch.ops.aten.threshold_backward(gradient, self._output, 0)
+
+
+class StackedFlatten:
+    """`[A, B, ...]` to `[A, B, features]`."""
+
+    def __init__(self) -> None:
+        self._shape: torch.Size | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten all but clients and examples."""
+        self._shape = x.shape
+        return x.flatten(2)
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Restore the shape."""
+        assert self._shape is not None
+        return gradient.view(self._shape)
+
+
+class StackedDropout:
+    """Dropout that draws for each client what the loop engine draws for it.
+
+    Args:
+        probability: of an activation to be dropped.
+        draws: returns, for each active client, its generator and its examples in this step.
+    """
+
+    def __init__(
+        self, probability: float, draws: Callable[[], Iterable[tuple[torch.Generator, int]]]
+    ) -> None:
+        self._keep = 1 - probability
+        self._draws = draws
+        self._mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop activations and scale the others by 1 / (1 - p)."""
+        mask = torch.zeros_like(x)
+        for row, (generator, length) in zip(mask, self._draws(), strict=False):
+            row[:length].bernoulli_(self._keep, generator=generator)
+        self._mask = mask.div_(self._keep)
+        return x * self._mask
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Let the gradient through where the activation was."""
+        assert self._mask is not None
+        return gradient * self._mask
+
+
+@dataclass
+class _Taped:
+    """What autograd recorded in a forward pass."""
+
+    x: Tensor
+    own: list[Tensor]
+    output: Tensor
+
+
+class StackedModule:
+    """Any per-example module, differentiated by autograd.
+
+    Args:
+        function: of the parameters `[A, ...]` and the activations `[A, B, ...]`.
+        parameters: all stacked parameters.
+        indices: positions of the module's own.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Sequence[Tensor], Tensor], Tensor],
+        parameters: Parameters,
+        indices: Sequence[int],
+    ) -> None:
+        self._function = function
+        self._parameters = parameters
+        self._indices = indices
+        self._tape: _Taped | None = None
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether the module has parameters of its own."""
+        return bool(self._indices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the module and record it."""
+        own = [self._parameters[i][: len(x)].detach().requires_grad_() for i in self._indices]
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            output = self._function(own, x)
+        self._tape = _Taped(x, own, output)
+        return output.detach()
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Differentiate what was recorded."""
+        assert self._tape is not None
+        tape, self._tape = self._tape, None
+        if not need_input and not tape.own:
+            return None
+        below, *own = torch.autograd.grad(tape.output, [tape.x, *tape.own], gradient)
+        for index, parameter_gradient in zip(self._indices, own, strict=True):
+            sink.tensor(index, parameter_gradient)
+        return below
+
+
+PER_EXAMPLE: tuple[type[nn.Module], ...] = (
+    nn.Identity,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.ELU,
+    nn.SELU,
+    nn.LeakyReLU,
+    nn.Softplus,
+    nn.Hardtanh,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+)
+"""Modules without parameters or state that treat each example alone."""
+
+
+def merged(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
+    """Return a module without parameters as a function over `[A, B, ...]`: the axes are merged."""
+
+    def function(_own: Sequence[Tensor], x: Tensor) -> Tensor:
+        output: Tensor = module(x.flatten(0, 1))
+        return output.unflatten(0, x.shape[:2])
+
+    return function
+
+
+def normalised(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
+    """Return LayerNorm or GroupNorm over `[A, B, ...]`, with scale and shift of each client."""
+
+    def function(own: Sequence[Tensor], x: Tensor) -> Tensor:
+        flat = x.flatten(0, 1)
+        if isinstance(module, nn.LayerNorm):
+            output = nn.functional.layer_norm(flat, module.normalized_shape, eps=module.eps)
+            trailing = tuple(module.normalized_shape)
+        else:
+            assert isinstance(module, nn.GroupNorm)
+            output = nn.functional.group_norm(flat, module.num_groups, eps=module.eps)
+            trailing = (module.num_channels, *(1,) * (flat.dim() - 2))
+        output = output.unflatten(0, x.shape[:2])
+        lead = (len(x), *(1,) * (x.dim() - 1 - len(trailing)))
+        if own:
+            output = output * own[0].view(*lead, *trailing)
+        if len(own) > 1:
+            output = output + own[1].view(*lead, *trailing)
+        return output
+
+    return function
