@@ -123,12 +123,23 @@ class Experiment:
         device = torch.device(config.engine.device)
         return choose_engine(config.engine.training, self.build_model(), self.rule()[0], device)
 
+    @cached_property
     def block_size(self) -> int:
         """Return the clients a block, as configured or by the rule of `default_block_size`."""
         requested = self.config.engine.block_size
         if requested is not None:
             return requested
-        return default_block_size(self.cohort_size(), self.engine_choice.group_size)
+        choice, work = self.engine_choice, self.work
+        sizes = self.population.sizes
+        examples = float(sizes.sum()) / max(1, np.count_nonzero(sizes))
+        seen = (
+            examples * work.epochs
+            if work.epochs
+            else work.batch(round(examples)) * (work.steps or 1)
+        )
+        return default_block_size(
+            self.cohort_size(), choice.group_size, 6.0 * choice.parameters * seen
+        )
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""

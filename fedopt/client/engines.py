@@ -26,11 +26,13 @@ class EngineChoice:
     Args:
         name: `loop` or `stacked`.
         group_size: clients trained at once.
+        parameters: P, the trained scalars of the model.
         reason: why, in a few words.
     """
 
     name: str
     group_size: int
+    parameters: int
     reason: str
 
 
@@ -48,27 +50,34 @@ def choose_engine(
     Raises:
         ConfigError: `stacked` is asked for, but a part of the model has no stacked form.
     """
-    if training == "loop":
-        return EngineChoice("loop", 1, "asked for")
     layout = ParameterLayout.of(model)
+    size = group_size(layout, device)
+
+    def loop(reason: str) -> EngineChoice:
+        return EngineChoice("loop", 1, layout.size, reason)
+
+    def stacked(reason: str) -> EngineChoice:
+        return EngineChoice("stacked", size, layout.size, reason)
+
+    if training == "loop":
+        return loop("asked for")
     try:
         check_stackable(model)
     except NotStackableError as error:
         if training == "stacked":
             raise ConfigError(f'"stacked" cannot be used: {error}', key="engine.training") from None
-        return EngineChoice("loop", 1, str(error))
-    size = group_size(layout, device)
+        return loop(str(error))
     if training == "stacked":
-        return EngineChoice("stacked", size, "asked for")
+        return stacked("asked for")
     if device.type != "cpu":
-        return EngineChoice("stacked", size, "accelerators are kept busy by stacking")
+        return stacked("accelerators are kept busy by stacking")
     if size < 2:
-        return EngineChoice("loop", 1, "two clients' parameters would not fit into the cache")
+        return loop("two clients' parameters would not fit into the cache")
     if isinstance(rule, Sgd) and not rule.momentum:
-        return EngineChoice("stacked", size, "dense layers, fused update")
+        return stacked("dense layers, fused update")
     if layout.size <= UNFUSED_PARAMETERS:
-        return EngineChoice("stacked", size, "dense layers, small model")
-    return EngineChoice("loop", 1, "the update cannot be fused, and the model is not small")
+        return stacked("dense layers, small model")
+    return loop("the update cannot be fused, and the model is not small")
 
 
 def build_engine(

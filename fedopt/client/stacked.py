@@ -414,7 +414,7 @@ class StackedEngine:
             if batch.is_padded:
                 mask = torch.arange(y.shape[1], device=y.device) < lengths.unsqueeze(1)
                 own = own * mask
-                gradient *= (mask / lengths.unsqueeze(1)).to(gradient.dtype).unsqueeze(-1)
+                gradient *= (mask.to(gradient.dtype) / lengths.unsqueeze(1)).unsqueeze(-1)
             else:
                 gradient /= y.shape[1]
             return own.sum(1, dtype=torch.float64), gradient

@@ -309,10 +309,6 @@ class Trainer:
             rows.write([block.write_rows[kept[i]] for i in good], new)
 
 
-SLICE = 16_384
-"""Columns that are converted to double precision at once: what fits into a core's cache."""
-
-
 def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
     """Add the weighted sum of some rows to a total, in double precision.
 
@@ -322,6 +318,7 @@ def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
         rows: `[G, P]` in any floating dtype, on any device.
     """
     rows = rows.cpu()
-    for first in range(0, rows.shape[1], SLICE):
-        part = slice(first, first + SLICE)
-        total[part] += weights @ rows[:, part].double()
+    if len(rows) == 1:
+        total.add_(rows[0], alpha=float(weights[0]))  # one pass, without a copy
+    else:
+        total += weights @ rows.double()

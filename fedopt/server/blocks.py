@@ -18,15 +18,21 @@ MAX_BLOCKS = 32
 FEW_BLOCKS = 8
 """Blocks that a small cohort is cut into, so that several workers have something to do."""
 
+BLOCK_FLOPS = 3e6
+"""Work below which a block is not worth its overhead: about as long as sending a message."""
 
-def default_block_size(cohort: int, group_size: int) -> int:
+
+def default_block_size(cohort: int, group_size: int, client_flops: float) -> int:
     """Return the clients a block: enough to be trained as groups, in at most `MAX_BLOCKS` blocks.
 
     Args:
         cohort: K, the clients of the round.
         group_size: clients that the engine trains at once.
+        client_flops: predicted floating-point operations of a client's round.
     """
-    return max(-(-cohort // MAX_BLOCKS), min(group_size, -(-cohort // FEW_BLOCKS)))
+    worthwhile = int(cohort * client_flops / BLOCK_FLOPS)
+    blocks = min(FEW_BLOCKS, max(1, worthwhile))
+    return max(-(-cohort // MAX_BLOCKS), min(group_size, -(-cohort // blocks)))
 
 
 def cut(cohort: Sequence[int], steps: Sequence[int], size: int) -> list[Block]:

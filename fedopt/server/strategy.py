@@ -34,7 +34,7 @@ from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.optim.rules import Rule
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
-from fedopt.server.blocks import cut, deal, default_block_size
+from fedopt.server.blocks import MAX_BLOCKS, cut, deal
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.sampling import UniformSampler
 
@@ -199,7 +199,7 @@ class FederatedStrategy(Strategy):
             federation.sizes[cohort],
             federation.stragglers,
         )
-        size = federation.block_size or default_block_size(len(cohort), 1)
+        size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
         self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
         broadcast = to_record(
             {name: v.to(self.layout.dtype) for name, v in self.broadcast().items()}

@@ -209,5 +209,5 @@ def _default_workers(experiment: Experiment, resources: dict[str, float]) -> int
     if config.engine.device.startswith("cuda"):
         return max(1, int(resources.get("GPU", 0)))
     cohort = experiment.cohort_size()
-    blocks = -(-cohort // experiment.block_size())
+    blocks = -(-cohort // experiment.block_size)
     return max(1, min(int(resources.get("CPU", 1)), blocks))

@@ -1,0 +1,181 @@
+"""The stacked engine trains every client as the loop engine does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedopt
+from fedopt.client.engines import choose_engine
+from fedopt.client.stacked import NotStackableError, check_stackable
+from fedopt.errors import ConfigError
+from fedopt.optim.rules import Adam, Sgd
+
+# Float64 sums of a few products in another order: some 1e-15 a step, over a hundred steps.
+TOLERANCE = 1e-12
+
+
+def ragged_clients(features: int = 6, classes: int = 3) -> list[tuple[Any, Any]]:
+    """Clients of very different sizes, so that batches are padded and prefixes shrink."""
+    rng = np.random.default_rng(5)
+    sizes = (1, 2, 7, 7, 10, 11, 23, 40)
+    return [(rng.normal(size=(n, features)), rng.integers(0, classes, n)) for n in sizes]
+
+
+def model(kind: str) -> nn.Module:
+    """A model of some layers, over six features and three classes."""
+    layers: dict[str, list[nn.Module]] = {
+        "logistic": [nn.Linear(6, 3)],
+        "mlp": [nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)],
+        "nested": [nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 3))],
+        "layer_norm": [nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)],
+        "group_norm": [nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.GELU(), nn.Linear(8, 3)],
+        "norm_first": [nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)],
+        "dropout": [nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3)],
+    }
+    return nn.Sequential(*layers[kind])
+
+
+def train(training: str, kind: str = "mlp", **tables: Any) -> fedopt.Run:
+    local = {"epochs": 2, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}}
+    local |= tables.pop("local", {})
+    return fedopt.simulate(
+        model=lambda: model(kind),
+        clients=ragged_clients(),
+        rounds=3,
+        clients_per_round=6,
+        dtype="float64",
+        local=local,
+        engine={"name": "inline", "training": training, "block_size": 4},
+        **tables,
+    )
+
+
+def assert_agree(one: fedopt.Run, other: fedopt.Run) -> None:
+    mine, yours = one.parameters(), other.parameters()
+    assert mine.keys() == yours.keys()
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, yours[name], rtol=TOLERANCE, atol=TOLERANCE)
+    columns = ["client", "status", "examples", "steps", "planned_steps", "weight"]
+    keys = ["round", "client"]
+    first, second = one.clients.sort_values(keys), other.clients.sort_values(keys)
+    assert first[columns].reset_index(drop=True).equals(second[columns].reset_index(drop=True))
+    for column in ("train_loss", "update_norm"):
+        np.testing.assert_allclose(first[column], second[column], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["logistic", "mlp", "nested", "layer_norm", "group_norm", "norm_first", "dropout"],
+)
+def test_every_layer_agrees_with_the_loop(kind: str) -> None:
+    assert_agree(train("stacked", kind), train("loop", kind))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        {"name": "sgd", "lr": 0.1, "weight_decay": 0.05},
+        {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"name": "adam", "lr": 0.01},
+        {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+@pytest.mark.parametrize("mu", [0.0, 0.5])
+def test_every_rule_agrees_with_the_loop(optimizer: dict[str, Any], mu: float) -> None:
+    tables: dict[str, Any] = {
+        "local": {"optimizer": optimizer},
+        "strategy": {"name": "fedprox", "mu": mu},
+        "system": {"stragglers": 0.5},
+    }
+    assert_agree(train("stacked", **tables), train("loop", **tables))
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_scaffold_agrees_with_the_loop(option: str, momentum: float) -> None:
+    tables: dict[str, Any] = {
+        "strategy": {"name": "scaffold", "option": option},
+        "local": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": momentum}},
+        "system": {"stragglers": 0.5},
+    }
+    stacked, loop = train("stacked", **tables), train("loop", **tables)
+    assert_agree(stacked, loop)
+    for name, mine in stacked.state()["control_variate"].items():
+        yours = loop.state()["control_variate"][name]
+        torch.testing.assert_close(mine, yours, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("amount", [{"steps": 5}, {"steps": 3, "batch_size": None}])
+def test_steps_and_full_batches_agree_with_the_loop(amount: dict[str, Any]) -> None:
+    local = {"epochs": None, **amount}
+    assert_agree(train("stacked", local=local), train("loop", local=local))
+
+
+def test_a_loss_of_the_user_agrees_with_the_loop() -> None:
+    def focal(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        log_p = output.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return (-((1 - log_p.exp()) ** 2) * log_p).mean()
+
+    assert_agree(train("stacked", loss=focal), train("loop", loss=focal))
+
+
+def test_stacked_steps_are_the_clients_own_whoever_is_beside_them() -> None:
+    """A diverging neighbour must not leak into a client's norm, step or loss."""
+    clients = ragged_clients()
+    wild = [(x * 1e6, y) if i == 3 else (x, y) for i, (x, y) in enumerate(clients)]
+    norms = []
+    for population in (clients, wild):
+        run = fedopt.simulate(
+            model=lambda: model("mlp"),
+            clients=population,
+            rounds=1,
+            clients_per_round=None,
+            dtype="float64",
+            local={"epochs": 1, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.01}},
+            engine={"name": "inline", "training": "stacked", "block_size": 8},
+        )
+        norms.append(run.clients.set_index("client")["update_norm"])
+    others = [c for c in range(len(clients)) if c != 3]
+    np.testing.assert_array_equal(norms[0][others], norms[1][others])
+    assert norms[1][3] > 1e3 * norms[0][3]
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 3)), "Conv2d has no stacked form"),
+        (nn.Linear(3, 2).requires_grad_(False), "frozen parameters"),
+        (nn.Sequential(nn.Flatten(2)), "Flatten of some axes"),
+        (nn.BatchNorm1d(3), "BatchNorm1d has no stacked form"),
+    ],
+)
+def test_what_cannot_be_stacked_is_named(layer: nn.Module, words: str) -> None:
+    with pytest.raises(NotStackableError, match=words):
+        check_stackable(layer)
+
+
+def test_tied_weights_are_not_stacked() -> None:
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(NotStackableError, match="tied"):
+        check_stackable(tied)
+
+
+def test_the_engine_is_chosen_by_a_fixed_rule() -> None:
+    cpu = torch.device("cpu")
+    dense = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
+    assert choose_engine("auto", dense, Sgd(), cpu).name == "stacked"
+    assert choose_engine("auto", dense, Adam(), cpu).name == "loop"
+    assert choose_engine("auto", nn.Linear(60, 10), Adam(), cpu).name == "stacked"
+    chosen = choose_engine("auto", conv, Sgd(), cpu)
+    assert (chosen.name, chosen.reason) == ("loop", "Conv2d has no stacked form")
+    with pytest.raises(ConfigError, match=r"engine\.training.*Conv2d"):
+        choose_engine("stacked", conv, Sgd(), cpu)
