@@ -99,9 +99,8 @@ def choice_text(key: str) -> str:
 
 def entry_text(entry: Entry) -> str:
     """Return the section of one entry of the registry."""
-    description = entry.description.rstrip(".")
-    description = description[0].upper() + description[1:]
-    lines = [f"**`{entry.name}`**: {description}. Source: {entry.source.rstrip('.')}.\n"]
+    source = entry.source.rstrip(".")
+    lines = [f"**`{entry.name}`**: {sentence(entry.description)} Source: {source}.\n"]
     if entry.options.model_fields:
         lines.append(fields_table(entry.options))
     return "\n".join(lines)
@@ -111,8 +110,7 @@ def fields_table(model: type[BaseModel]) -> str:
     """Return a Markdown table of a schema's fields, ending in a newline."""
     lines = ["| key | type | default | allowed | description |", "| --- | --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
-        described = (field.description or "").replace("|", "\\|")
-        described = described[0].upper() + described[1:].rstrip(".") + "."
+        described = sentence(field.description or "").replace("|", "\\|")
         cells = (f"`{name}`", type_text(field.annotation), default_text(field), allowed(field))
         lines.append(f"| {' | '.join(cells)} | {described} |")
     return "\n".join(lines) + "\n"
@@ -173,6 +171,13 @@ def literals(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [word for inner in get_args(annotation) for word in literals(inner)]
+
+
+def sentence(text: str) -> str:
+    """Return a description as a sentence; a first word that a colon explains stays as it is."""
+    first = text.split(maxsplit=1)[0]
+    start = text[0] if first.endswith(":") else text[0].upper()
+    return start + text[1:].rstrip(".") + "."
 
 
 def unique(words: Iterable[str]) -> list[str]:

@@ -79,6 +79,8 @@ def resume(
 ) -> None:
     """Go on with a run from its newest checkpoint, to the same bits as without a break.
 
+    A run that is completed is left as it is.
+
     Example: fedopt resume runs/scaffold
     """
     _guarded(lambda: _resume(run_dir, as_json, quiet), debug)
@@ -194,12 +196,18 @@ def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, q
 
 def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     from fedopt.analysis.progress import make_progress
-    from fedopt.analysis.store import read_history
+    from fedopt.analysis.store import SUMMARY_FILE, read_history, read_summary
     from fedopt.config import load
+
+    read_history(run_dir)
+    summary = read_summary(run_dir) if (run_dir / SUMMARY_FILE).exists() else {}
+    if summary.get("status") == "completed":
+        typer.echo(f"{run_dir} is completed; nothing is left to do", err=True)
+        _show(summary, as_json, quiet)
+        return
     from fedopt.experiment import Experiment
     from fedopt.run import execute
 
-    read_history(run_dir)
     experiment = Experiment.from_config(load(run_dir / "config.toml"))
     progress = make_progress(quiet, sys.stderr)
     finished = execute(experiment, run_dir, progress, resume=True)

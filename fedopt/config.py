@@ -30,9 +30,9 @@ from fedopt.registry import Options, get
 
 
 class Table(BaseModel):
-    """A table with a fixed schema: unknown keys are refused, values are frozen."""
+    """A table with a fixed schema: unknown keys and wrong types are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class RunTable(Table):
@@ -86,7 +86,7 @@ class LocalTable(Table):
     @model_validator(mode="after")
     def _one_amount(self) -> LocalTable:
         if self.epochs is not None and self.steps is not None:
-            raise ValueError("local.epochs and local.steps exclude each other; give one")
+            raise ValueError("steps: epochs and steps exclude each other; give one")
         return self
 
 
@@ -257,10 +257,12 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables
         ConfigError: the file cannot be read, or what it says is not allowed.
     """
     tree = read_toml(path) if path is not None else {}
+    given: dict[str, Any] = {}
     for text in overrides:
-        _assign(tree, *_split_override(text))
-    for key, value in tables.items():
-        _merge(tree, key, value)
+        _assign(given, *_split_override(text))
+    for layer in (given, tables):
+        for key, value in layer.items():
+            _merge(tree, key, value)
     return Config.from_tree(tree)
 
 
@@ -323,22 +325,33 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f'"{where}" is a value, not a table', key=key)
         table = inner
-    _merge(table, last, value, replace=True)
-
-
-def _merge(tree: dict[str, Any], key: str, value: Any, *, replace: bool = False) -> None:
-    """Put `value` under `key`; tables are merged, a new name drops the old one's options."""
-    old = tree.get(key)
-    if isinstance(value, str) and isinstance(old, dict):
-        value = {"name": value}
-    if isinstance(old, dict) and isinstance(value, Mapping):
-        if value.get("name", old.get("name")) != old.get("name"):
-            nested = {k: v for k, v in old.items() if isinstance(v, dict)}
-            old = tree[key] = nested
-        for inner, inner_value in value.items():
-            _merge(old, inner, inner_value, replace=replace)
+    old = table.get(last)
+    if isinstance(old, dict) and isinstance(value, str):
+        old["name"] = value
     else:
-        tree[key] = dict(value) if isinstance(value, Mapping) else value
+        table[last] = value
+
+
+def _merge(tree: dict[str, Any], key: str, value: Any, path: str = "") -> None:
+    """Put `value` under `key` of the table at `path`, over what an earlier source said.
+
+    Tables are merged; where a new name chooses another entry, the options of the old go.
+    """
+    path = f"{path}.{key}" if path else key
+    old = tree.get(key)
+    if isinstance(value, str) and isinstance(old, Mapping):
+        value = {"name": value}
+    if not isinstance(value, Mapping):
+        tree[key] = value
+        return
+    merged = {"name": old} if isinstance(old, str) else dict(old or {})
+    if path in CHOICES:
+        chosen = merged.get("name", DEFAULT_NAMES[path])
+        if value.get("name", chosen) != chosen:
+            merged = {}
+    tree[key] = merged
+    for inner, inner_value in value.items():
+        _merge(merged, inner, inner_value, path)
 
 
 def _parse(tree: Mapping[str, Any]) -> Config:
@@ -423,20 +436,31 @@ def _validate(model: type[Any], value: Any, prefix: str) -> Any:
         value = {"name": value}
     if not isinstance(value, Mapping):
         raise ConfigError(f"expected a table, got {value!r}.", key=prefix)
+    value = {k: _number(v) for k, v in value.items()}
     try:
-        return model.model_validate(dict(value))
+        return model.model_validate(value)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(model, problem, prefix) for problem in error.errors())
+        by_key: dict[Any, list[Any]] = {}
+        for problem in error.errors():
+            by_key.setdefault(problem["loc"][:1], []).append(problem)
+        lines = [_explain(model, problems, prefix, value) for problems in by_key.values()]
         raise ConfigError("\n".join(lines)) from None
 
 
-def _explain(model: type[BaseModel], problem: Any, prefix: str) -> str:
-    """Say one problem of pydantic as `key: what is wrong, what is allowed`."""
+def _number(value: Any) -> Any:
+    """Return a number of numpy as Python's; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _explain(
+    model: type[BaseModel], problems: Sequence[Any], prefix: str, values: Mapping[str, Any]
+) -> str:
+    """Say pydantic's problems with one key as `key: what is wrong, what is allowed`."""
+    problem = problems[0]
     location = [str(part) for part in problem["loc"]]
     if problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])
-        leads = prefix and not text.startswith(f"{prefix}.")
-        return f"{prefix}: {text}" if leads else text
+        text = str(problem["ctx"]["error"])  # begins with the name of the key to blame
+        return f"{prefix}.{text}" if prefix else text
     name = location[0] if location else ""
     key = ".".join(part for part in (prefix, name) if part)
     allowed = list(model.model_fields)
@@ -448,8 +472,10 @@ def _explain(model: type[BaseModel], problem: Any, prefix: str) -> str:
     if problem["type"] == "literal_error" and isinstance(problem["input"], str):
         words = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
         hint = did_you_mean(problem["input"], words)
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and len(location) == 1:
         return f"{key}: required ({described})."
+    if len(problems) > 1 or len(location) > 1:  # none of several types fits, or several elements are wrong
+        return f"{key}: got {values[name]!r}, which is not allowed. ({described})"
     says = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key}: got {problem['input']!r}; {says}.{hint} ({described})"
 

@@ -89,7 +89,13 @@ class Experiment:
         """Return a new module, initialised under the run's seed, in the run's dtype."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(self.config.seed, "model"))
-            model = self.model_factory()
+            try:
+                model = self.model_factory()
+            except ConfigError:
+                raise
+            except Exception as error:  # a user's factory may raise anything
+                says = f"{type(error).__name__}: {error}"
+                raise ConfigError(f"the model cannot be built: {says}", key="model") from error
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"the factory returned {type(model).__name__}, not a torch.nn.Module",
@@ -131,7 +137,7 @@ class Experiment:
             return requested
         choice, work = self.engine_choice, self.work
         sizes = self.population.sizes
-        examples = float(sizes.sum()) / max(1, np.count_nonzero(sizes))
+        examples = float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))
         seen = (
             examples * work.epochs
             if work.epochs

@@ -23,7 +23,6 @@ from fedopt.analysis.store import RunWriter
 from fedopt.analysis.summary import summarise
 from fedopt.client.trainer import Status
 from fedopt.config import Config
-from fedopt.data.picture import draw_population
 from fedopt.data.statistics import population_statistics
 from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
@@ -80,12 +79,15 @@ class Recorder:
         self._started = 0.0
         self._initial: dict[str, float] = {}
         self._population: dict[str, Any] = {}
+        self._test = experiment.population.test()
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.progress.close()
+        if not isinstance(error, KeyboardInterrupt):
+            self._draw_population()
         if error is not None and self.writer.directory is not None:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             facts = {"status": status, "error": str(error) or type(error).__name__}
@@ -98,6 +100,8 @@ class Recorder:
         """Write what is known before training; return the first model and the first round."""
         experiment, config = self.experiment, self.experiment.config
         layout = evaluator.layout
+        initial = layout.named(model_state(experiment.build_model(), layout))
+        self._initial = self.evaluate(evaluator, layout.state(initial))
         if self._checkpoints:
             latest = self._checkpoints[-1]
             arrays = to_record(latest.arrays)
@@ -106,23 +110,20 @@ class Recorder:
             self.strategy.load_vectors(latest.vectors)
             self._totals |= latest.totals
         else:
-            model = experiment.build_model()
-            arrays = to_record(layout.named(model_state(model, layout)))
+            arrays = to_record(initial)
             self.strategy.prepare(arrays)
             self.writer.write_config(config_text(config))
-            self._describe_population()
+        self._describe_population()
         first = self._checkpoints[-1].round + 1 if self._checkpoints else 1
-        self._initial = self.evaluate(evaluator, self.strategy.state)
         self.progress.start(config.rounds, self._header(layout))
         self._started = time.perf_counter() - self._totals["wall_seconds"]
         return arrays, first
 
     def evaluate(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
         """Evaluate a model on the test set, where there is one."""
-        test = self.experiment.population.test()
-        if test is None or not len(test.y):
+        if self._test is None or not self._test.size:
             return {}
-        measured = evaluator.measure(state, test)
+        measured = evaluator.measure(state, self._test)
         names = ("loss", "accuracy", "ece", "brier")
         return {f"test_{name}": getattr(measured, name) for name in names}
 
@@ -211,11 +212,15 @@ class Recorder:
         return ", ".join(words)
 
     def _describe_population(self) -> None:
-        population, directory = self.experiment.population, self.writer.directory
-        self._population = population_statistics(population)
-        if directory is not None:
-            self.writer.write_json("population.json", self._population)
-            draw_population(population, directory / "population.png")
+        self._population = population_statistics(self.experiment.population)
+        self.writer.write_json("population.json", self._population)
+
+    def _draw_population(self) -> None:
+        """Draw the population: at the end, because it takes longer than many a round."""
+        if self.writer.directory is not None and self._population:
+            from fedopt.data.picture import draw_population
+
+            draw_population(self.experiment.population, self.writer.directory / "population.png")
 
     def _checkpoint(self, round: int, keep: int) -> None:
         directory, strategy = self.writer.directory, self.strategy

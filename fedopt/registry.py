@@ -9,7 +9,9 @@ line of description and its source. `fedopt list`, the config reference, validat
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -29,9 +31,9 @@ KINDS: dict[str, str] = {
 
 
 class Options(BaseModel):
-    """Base of every options schema: unknown keys are refused, values are frozen."""
+    """Base of every options schema: unknown keys and wrong types are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,32 @@ def import_object(path: str, *, key: str | None = None) -> Any:
         raise ConfigError(f'"{path}" is not of the form "package.module:name"', key=key)
     try:
         found = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f'cannot import "{module_name}": {error}', key=key) from error
+    except Exception as error:  # a user's module may raise anything
+        says = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f'cannot import "{module_name}": {says}.{_import_hint(module_name)}', key=key
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             hint = did_you_mean(part, [n for n in dir(found) if not n.startswith("_")])
             raise ConfigError(f'"{module_name}" has no "{part}".{hint}', key=key)
         found = getattr(found, part)
     return found
+
+
+def _import_hint(module_name: str) -> str:
+    """Say where modules are looked for, and the nearest one, if this one is not there at all."""
+    top = module_name.partition(".")[0]
+    try:
+        if importlib.util.find_spec(top) is not None:
+            return ""
+    except (ImportError, ValueError):
+        return ""
+    here = [p.stem for p in Path().iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()]
+    return (
+        f"{did_you_mean(top, here)} Modules are looked for in the current folder, PYTHONPATH and "
+        "the installed packages."
+    )
 
 
 def fill() -> None:

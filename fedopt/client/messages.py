@@ -101,6 +101,7 @@ def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
             "ids": [sums.id for sums in outcome.sums],
             "weights": [sums.weight for sums in outcome.sums],
             "counts": [sums.count for sums in outcome.sums],
+            "seconds": [sums.seconds for sums in outcome.sums],
         }
     )
     reports = {f.name: getattr(outcome.reports, f.name) for f in fields(Reports)}
@@ -128,8 +129,9 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
     blocks = content["blocks"]
     assert isinstance(blocks, ConfigRecord)
     sums = []
-    columns = (integers(blocks, "ids"), numbers(blocks, "weights"), integers(blocks, "counts"))
-    for block_id, weight, count in zip(*columns, strict=True):
+    weights, seconds = numbers(blocks, "weights"), numbers(blocks, "seconds")
+    columns = (integers(blocks, "ids"), weights, integers(blocks, "counts"), seconds)
+    for block_id, weight, count, took in zip(*columns, strict=True):
         prefix = f"{block_id}/"
         terms = {
             key.removeprefix(prefix): vector
@@ -137,7 +139,7 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
             if key.startswith(prefix)
         }
         buffers = terms.pop("buffers", torch.zeros(0, dtype=torch.float64))
-        sums.append(BlockSums(block_id, terms, buffers, weight, count))
+        sums.append(BlockSums(block_id, terms, buffers, weight, count, took))
     reports = Reports()
     for name, values in content.metric_records["clients"].items():
         assert isinstance(values, list)

@@ -381,8 +381,8 @@ class StackedEngine:
         self._lengths = batch.lengths.tolist() if self._generators else []
         flat = batch.rows.flatten()
         with torch.no_grad():
-            x = inputs.index_select(0, flat).unflatten(0, shape)
-            y = targets.index_select(0, flat).unflatten(0, shape)
+            x = inputs.index_select(0, flat).view(*shape, *inputs.shape[1:])
+            y = targets.index_select(0, flat).view(*shape, *targets.shape[1:])
             for layer in self._layers:
                 x = layer.forward(x)
             losses, gradient = self._loss_and_gradient(x, y, batch)
@@ -464,7 +464,7 @@ class StackedEngine:
 
     def _sections(self, rows: Tensor) -> list[Tensor]:
         """Return the columns of `rows` `[C, P]` that belong to each parameter."""
-        return list(rows.split([spec.size for spec in self.layout.parameters], dim=1))
+        return list(torch.split(rows, [spec.size for spec in self.layout.parameters], dim=1))
 
     def _lr_sums(self, plans: Sequence[ClientPlan]) -> Tensor | None:
         known: dict[int, float | None] = {}

@@ -94,7 +94,8 @@ class StackedRelu:
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Let the gradient through where the output is positive."""
         assert self._output is not None
-        return torch.ops.aten.threshold_backward(gradient, self._output, 0)
+        below: Tensor = torch.ops.aten.threshold_backward(gradient, self._output, 0)
+        return below
 
 
 class StackedFlatten:
@@ -221,7 +222,7 @@ def merged(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
 
     def function(_own: Sequence[Tensor], x: Tensor) -> Tensor:
         output: Tensor = module(x.flatten(0, 1))
-        return output.unflatten(0, x.shape[:2])
+        return output.view(*x.shape[:2], *output.shape[1:])
 
     return function
 
@@ -238,7 +239,7 @@ def normalised(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor
             assert isinstance(module, nn.GroupNorm)
             output = nn.functional.group_norm(flat, module.num_groups, eps=module.eps)
             trailing = (module.num_channels, *(1,) * (flat.dim() - 2))
-        output = output.unflatten(0, x.shape[:2])
+        output = output.view(x.shape)
         lead = (len(x), *(1,) * (x.dim() - 1 - len(trailing)))
         if own:
             output = output * own[0].view(*lead, *trailing)

@@ -8,6 +8,7 @@ worker did before.
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class BlockSums:
         buffers: weighted sum of the changes of the buffers, `[Q]`.
         weight: sum of the weights.
         count: clients that are in the sums.
+        seconds: what the block took, for dealing the next round's blocks; never in a result.
     """
 
     id: int
@@ -100,6 +102,7 @@ class BlockSums:
     buffers: Tensor
     weight: float = 0.0
     count: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -200,10 +203,12 @@ class Trainer:
         """
         outcome = TrainingOutcome([])
         for block in blocks:
+            started = time.perf_counter()
             sums = self._empty_sums(block.id)
             for first in range(0, len(block.clients), self.engine.group_size):
                 group = slice(first, first + self.engine.group_size)
                 self._train_group(round, block, group, start, broadcast, rows, sums, outcome)
+            sums.seconds = time.perf_counter() - started
             outcome.sums.append(sums)
         return outcome
 

@@ -19,20 +19,22 @@ class MlpOptions(Options):
     """Widths of a multi-layer perceptron."""
 
     hidden: tuple[int, ...] = Field(
-        (64,), min_length=1, description="widths of the hidden layers, each >= 1"
+        (64,), strict=False, min_length=1, description="widths of the hidden layers, each >= 1"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability, in [0, 1)")
 
     def model_post_init(self, _context: object) -> None:
         """Refuse widths below one."""
         if min(self.hidden) < 1:
-            raise ValueError("each width must be >= 1")
+            raise ValueError(f"hidden: each width must be >= 1, got {list(self.hidden)}")
 
 
 class CnnOptions(Options):
     """The two-convolution network of McMahan et al. (2017)."""
 
-    channels: tuple[int, int] = Field((32, 64), description="output channels of the convolutions")
+    channels: tuple[int, int] = Field(
+        (32, 64), strict=False, description="output channels of the convolutions"
+    )
     hidden: int = Field(512, ge=1, description="width of the dense layer, >= 1")
     kernel_size: Literal[3, 5] = Field(5, description="side of the square kernels, pixels")
     norm: Literal["none", "group"] = Field(
@@ -44,9 +46,11 @@ class CnnOptions(Options):
     def model_post_init(self, _context: object) -> None:
         """Refuse channels that GroupNorm cannot split."""
         if min(self.channels) < 1:
-            raise ValueError("each number of channels must be >= 1")
+            raise ValueError(f"channels: each must be >= 1, got {list(self.channels)}")
         if self.norm == "group" and any(c % self.groups for c in self.channels):
-            raise ValueError(f"groups={self.groups} must divide both of channels={self.channels}")
+            raise ValueError(
+                f"groups: must divide both of channels = {list(self.channels)}, got {self.groups}"
+            )
 
 
 class FreeOptions(Options):

@@ -19,7 +19,7 @@ class SgdOptions(Options):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SgdOptions:
         if self.nesterov and (self.momentum <= 0 or self.dampening != 0):
-            raise ValueError("nesterov needs momentum > 0 and dampening = 0")
+            raise ValueError("nesterov: needs momentum > 0 and dampening = 0")
         return self
 
 

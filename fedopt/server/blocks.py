@@ -6,8 +6,7 @@ sums are added in the order of the blocks. Dealing is free to follow the load.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fedopt.client.trainer import Block
 
@@ -43,22 +42,47 @@ def cut(cohort: Sequence[int], steps: Sequence[int], size: int) -> list[Block]:
     ]
 
 
-def deal(blocks: Sequence[Block], nodes: Sequence[int]) -> dict[int, list[Block]]:
-    """Deal blocks to nodes, the longest first to the node with the least steps.
+def deal(
+    blocks: Sequence[Block], nodes: Sequence[int], speed: Mapping[int, float] | None = None
+) -> dict[int, list[Block]]:
+    """Deal blocks to nodes, the longest first to the node that would finish it first.
 
     Args:
         blocks: the round's blocks.
         nodes: node ids.
+        speed: seconds a local step on each node, where they were measured.
 
     Returns:
         Node id -> its blocks in ascending order; nodes without work are left out.
 
     Source: Graham 1969 (longest processing time first).
     """
-    load = [(0, position) for position in range(len(nodes))]
+    known = speed or {}
+    typical = sum(known.values()) / len(known) if known else 1.0
+    pace = {node: known.get(node, typical) for node in nodes}
+    load = dict.fromkeys(nodes, 0.0)
     dealt: dict[int, list[Block]] = {}
     for block in sorted(blocks, key=lambda b: (-sum(b.steps), b.id)):
-        steps, position = heapq.heappop(load)
-        dealt.setdefault(nodes[position], []).append(block)
-        heapq.heappush(load, (steps + sum(block.steps), position))
+        steps = sum(block.steps)
+        node = min(nodes, key=lambda n: (load[n] + steps * pace[n], n))
+        load[node] += steps * pace[node]
+        dealt.setdefault(node, []).append(block)
     return {node: sorted(mine, key=lambda b: b.id) for node, mine in dealt.items()}
+
+
+class Pace:
+    """Seconds a local step on each node, measured and smoothed over rounds.
+
+    It decides where blocks run, never what they give.
+    """
+
+    SMOOTHING = 0.3
+
+    def __init__(self) -> None:
+        self.seconds: dict[int, float] = {}
+
+    def observe(self, node: int, seconds: float, steps: int) -> None:
+        """Take in what a node needed for some steps."""
+        if steps and seconds > 0:
+            new, old = seconds / steps, self.seconds.get(node)
+            self.seconds[node] = new if old is None else old + self.SMOOTHING * (new - old)

@@ -54,8 +54,8 @@ class ScaffoldOptions(StrategyOptions):
     def _uniform_mean(self) -> ScaffoldOptions:
         if self.weighting == "examples" and not self.force:
             raise ValueError(
-                'SCAFFOLD with weighting = "examples" breaks mean(c_i) = c and diverges on '
-                'Synthetic(1,1); use "uniform", or set strategy.force = true'
+                'weighting: "examples" breaks mean(c_i) = c and diverges on Synthetic(1,1); '
+                'use "uniform", or set force = true'
             )
         return self
 

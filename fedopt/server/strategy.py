@@ -34,7 +34,7 @@ from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.optim.rules import Rule
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
-from fedopt.server.blocks import MAX_BLOCKS, cut, deal
+from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.sampling import UniformSampler
 
@@ -147,6 +147,7 @@ class FederatedStrategy(Strategy):
         self._arrays: ArrayRecord | None = None
         self._state: ModelState | None = None
         self._blocks: list[Block] = []
+        self._pace = Pace()
 
     # What an algorithm defines -----------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class FederatedStrategy(Strategy):
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
             )
-            for node, blocks in deal(self._blocks, nodes).items()
+            for node, blocks in deal(self._blocks, nodes, self._pace.seconds).items()
         ]
 
     def aggregate_train(
@@ -377,6 +378,8 @@ class FederatedStrategy(Strategy):
         failures = []
         for reply in replies:
             outcome = decode_outcome(_content(reply))
+            seconds = sum(block.seconds for block in outcome.sums)
+            self._pace.observe(reply.metadata.src_node_id, seconds, sum(outcome.reports.steps))
             sums |= {block.id: block for block in outcome.sums}
             rows.extend(zip(*vars(outcome.reports).values(), strict=True))
             failures.extend(outcome.failures)
