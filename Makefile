@@ -1,10 +1,26 @@
-# `make demo` and `make test` work from a fresh clone on a bare machine: they make .venv first.
+# `make demo` and `make test` work from a fresh clone: they make .venv and install into it first.
+#   make PYTHON=python3.12 test      another Python (3.11 or 3.12)
+# constraints.txt pins the torch that the results in the documentation were made with.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint types docs clean
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo test lint types docs clean distclean
+
+help:
+	@echo "make demo       FedAvg, FedProx and SCAFFOLD on non-IID digits; results in runs/"
+	@echo "make test       run the tests"
+	@echo "make lint       ruff: style and format"
+	@echo "make types      mypy, strict"
+	@echo "make docs       write docs/config.md from the schema"
+	@echo "make clean      remove build products; distclean: $(VENV) as well"
 
 demo: $(VENV)/.installed
 	$(BIN)/fedopt demo
@@ -23,15 +39,22 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+distclean: clean
+	rm -rf $(VENV)
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  (3, 11) <= v < (3, 13) or sys.exit("fedopt needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS)
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable .
-	touch $@
+	@echo "installing fedopt into $(VENV): some minutes the first time"
+	$(INSTALL) --editable .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
-	touch $@
+	@echo "installing the tools for tests into $(VENV)"
+	$(INSTALL) --editable ".[dev]"
+	@touch $@

@@ -474,7 +474,9 @@ def _explain(
         hint = did_you_mean(problem["input"], words)
     if problem["type"] == "missing" and len(location) == 1:
         return f"{key}: required ({described})."
-    if len(problems) > 1 or len(location) > 1:  # none of several types fits, or several elements are wrong
+    if (
+        len(problems) > 1 or len(location) > 1
+    ):  # none of several types fits, or several elements are wrong
         return f"{key}: got {values[name]!r}, which is not allowed. ({described})"
     says = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key}: got {problem['input']!r}; {says}.{hint} ({described})"

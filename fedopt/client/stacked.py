@@ -8,8 +8,7 @@ pass; other rules act in place on stacked gradients, which elementwise is each c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -21,19 +20,15 @@ from fedopt.client.algorithm import LocalResult, LocalTerms
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.stacked_layers import (
-    PER_EXAMPLE,
-    StackedDropout,
-    StackedFlatten,
+    STACKED_FORMS,
     StackedLayer,
     StackedLinear,
     StackedModule,
-    StackedRelu,
-    merged,
-    normalised,
 )
+from fedopt.client.stacked_steps import Batch, Collect, Deferred, FusedSgd, Stepper
 from fedopt.data.population import Examples
 from fedopt.models.layout import ModelState, ParameterLayout
-from fedopt.optim.rules import Rule, RuleState, Sgd
+from fedopt.optim.rules import Rule, Sgd
 from fedopt.seeds import torch_seed
 
 CACHE_NBYTES = 8 * 2**20
@@ -68,8 +63,7 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
             for name, child in model.named_children()
             for leaf in leaves(child, f"{prefix}{name}.")
         ]
-    known = (nn.Linear, nn.ReLU, nn.Flatten, nn.Dropout, nn.LayerNorm, nn.GroupNorm, *PER_EXAMPLE)
-    if type(model) not in known:
+    if type(model) not in STACKED_FORMS:
         raise NotStackableError(f"{type(model).__name__} has no stacked form")
     if isinstance(model, nn.Flatten) and (model.start_dim, model.end_dim) != (1, -1):
         raise NotStackableError("Flatten of some axes only has no stacked form")
@@ -92,91 +86,6 @@ def check_stackable(model: nn.Module) -> None:
             if not parameter.requires_grad:
                 raise NotStackableError("frozen parameters have no stacked form")
             seen.add(id(parameter))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A step of the active clients.
-
-    Args:
-        rows: positions in the group's concatenated examples, `[A, B]`.
-        lengths: examples of each client in this step, `[A]`.
-        is_padded: whether some client has fewer than B.
-        rates: learning rate of each client, `[A]`.
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    is_padded: bool
-    rates: npt.NDArray[np.float64]
-
-
-class FusedSgd:
-    """Applies plain SGD as gradients are made: W <- W - lr (gradient + shrink W - drift).
-
-    Args:
-        parameters: stacked parameters, changed in place.
-        shrink: mu + weight_decay.
-        rates: learning rate of each active client, `[A]`.
-        drift: mu x - correction, per parameter, or None.
-    """
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        shrink: float,
-        rates: npt.NDArray[np.float64],
-        drift: Sequence[Tensor] | None,
-    ) -> None:
-        self._parameters = parameters
-        self._active = len(rates)
-        self._uniform = bool((rates == rates[0]).all())
-        self._lr = float(rates[0])
-        self._rates = rates
-        self._shrink = shrink
-        self._drift = drift
-
-    def product(self, index: int, left: Tensor, right: Tensor) -> None:
-        """Step along `left @ right`, accumulated into the parameter."""
-        if not self._uniform:
-            self.tensor(index, torch.bmm(left, right))
-            return
-        weight = self._parameters[index][: self._active]
-        weight.baddbmm_(left, right, beta=1 - self._lr * self._shrink, alpha=-self._lr)
-        if self._drift is not None:
-            weight.add_(self._drift[index][: self._active], alpha=self._lr)
-
-    def tensor(self, index: int, gradient: Tensor) -> None:
-        """Step along a gradient."""
-        weight = self._parameters[index][: self._active]
-        if self._shrink:
-            gradient = gradient + self._shrink * weight
-        if self._drift is not None:
-            gradient = gradient - self._drift[index][: self._active]
-        if self._uniform:
-            weight.add_(gradient, alpha=-self._lr)
-            return
-        rates = torch.as_tensor(self._rates, dtype=weight.dtype, device=weight.device)
-        weight.sub_(rates.view(-1, *(1,) * (gradient.dim() - 1)) * gradient)
-
-
-class Collect:
-    """Keeps the gradients, `[A, *shape]` by position."""
-
-    def __init__(self, count: int) -> None:
-        self.gradients: list[Tensor | None] = [None] * count
-
-    def product(self, index: int, left: Tensor, right: Tensor) -> None:
-        """Keep `left @ right`."""
-        self.gradients[index] = torch.bmm(left, right)
-
-    def tensor(self, index: int, gradient: Tensor) -> None:
-        """Keep a gradient."""
-        self.gradients[index] = gradient
-
-    def all(self) -> list[Tensor]:
-        """Return the gradients of all parameters."""
-        return [gradient for gradient in self.gradients if gradient is not None]
 
 
 class StackedEngine:
@@ -205,7 +114,8 @@ class StackedEngine:
         self._seed = seed
         self._device = device
         self._generators: list[torch.Generator] = []
-        self._lengths: list[int] = []
+        self._draw_ids: list[tuple[int, int]] = []
+        self._lengths = torch.empty(0)
         self._parameters: list[Tensor] = []
         self._layers: list[StackedLayer] = []
         self._capacity = 0
@@ -239,7 +149,7 @@ class StackedEngine:
             sink = take_step(batch)
             losses = self._pass(inputs, targets, batch, sink)
             loss_sum[: len(losses)] += losses
-            if isinstance(sink, _Deferred):
+            if isinstance(sink, Deferred):
                 sink.step()
         seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self._device)
         delta = self._delta[:clients]
@@ -275,30 +185,23 @@ class StackedEngine:
         ]
 
     def _stacked(self, layer: nn.Module, prefix: str, positions: dict[str, int]) -> StackedLayer:
-        own = [positions[f"{prefix}{n}"] for n, _ in layer.named_parameters(recurse=False)]
-        if isinstance(layer, nn.Linear):
-            bias = positions[f"{prefix}bias"] if layer.bias is not None else None
-            return StackedLinear(self._parameters, positions[f"{prefix}weight"], bias)
-        if isinstance(layer, nn.ReLU):
-            return StackedRelu()
-        if isinstance(layer, nn.Flatten):
-            return StackedFlatten()
-        if isinstance(layer, nn.Dropout):
-            return StackedDropout(
-                layer.p, lambda: zip(self._generators, self._lengths, strict=False)
-            )
-        if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-            return StackedModule(normalised(layer), self._parameters, own)
-        return StackedModule(merged(layer), self._parameters, own)
+        own = {n: positions[f"{prefix}{n}"] for n, _ in layer.named_parameters(recurse=False)}
+        build = STACKED_FORMS[type(layer)]
+        return build(layer, self._parameters, own, self._draws)
 
     def _seed_clients(self, round: int, plans: Sequence[ClientPlan]) -> None:
-        if any(isinstance(layer, StackedDropout) for layer in self._layers):
+        """Let the clients' draws begin anew."""
+        self._generators = []
+        self._draw_ids = [(round, plan.client) for plan in plans]
+
+    def _draws(self) -> Iterable[tuple[torch.Generator, int]]:
+        """Return each active client's generator, seeded as in the loop engine, and batch."""
+        if not self._generators:
             self._generators = [
-                torch.Generator(self._device).manual_seed(
-                    torch_seed(self._seed, "train", round, plan.client)
-                )
-                for plan in plans
+                torch.Generator(self._device).manual_seed(torch_seed(self._seed, "train", *ids))
+                for ids in self._draw_ids
             ]
+        return zip(self._generators, self._lengths.tolist(), strict=False)
 
     def _together(self, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, list[int]]:
         """Return the group's examples in one tensor, and where each client's begin."""
@@ -378,7 +281,7 @@ class StackedEngine:
     ) -> Tensor:
         """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
         shape = batch.rows.shape
-        self._lengths = batch.lengths.tolist() if self._generators else []
+        self._lengths = batch.lengths
         flat = batch.rows.flatten()
         with torch.no_grad():
             x = inputs.index_select(0, flat).view(*shape, *inputs.shape[1:])
@@ -424,7 +327,7 @@ class StackedEngine:
             (gradient,) = torch.autograd.grad(torch.stack(means).sum(), output)
         return torch.stack(means).detach().double() * lengths, gradient
 
-    def _stepper(self, start: ModelState, terms: LocalTerms, clients: int) -> _Stepper:
+    def _stepper(self, start: ModelState, terms: LocalTerms, clients: int) -> Stepper:
         rule = self._rule
         anchor = self._vectors(start.parameters)
         correction = None
@@ -435,9 +338,9 @@ class StackedEngine:
                 for section, spec in zip(self._sections(rows), self.layout.parameters, strict=True)
             ]
         if isinstance(rule, Sgd) and not rule.momentum:
-            return _Stepper(self._parameters, rule, terms.proximal, anchor, correction, None)
+            return Stepper(self._parameters, rule, terms.proximal, anchor, correction, None)
         state = rule.init([p[:clients] for p in self._parameters])
-        return _Stepper(self._parameters, rule, terms.proximal, anchor, correction, state)
+        return Stepper(self._parameters, rule, terms.proximal, anchor, correction, state)
 
     def _full_gradient(
         self, inputs: Tensor, targets: Tensor, firsts: Sequence[int], sizes: Sequence[int]
@@ -476,76 +379,3 @@ class StackedEngine:
         if any(value is None for value in sums):
             return None
         return torch.tensor(sums, dtype=torch.float64)
-
-
-class _Deferred(Collect):
-    """Keeps the gradients of a step and applies a rule to them afterwards."""
-
-    def __init__(self, stepper: _Stepper, batch: Batch) -> None:
-        super().__init__(len(stepper.parameters))
-        self._stepper = stepper
-        self._rates = batch.rates
-
-    def step(self) -> None:
-        """Add the terms and apply the rule to the active clients."""
-        self._stepper.apply(self.all(), self._rates)
-
-
-class _Stepper:
-    """Makes the sink of each step: fused for plain SGD, deferred for other rules."""
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        rule: Rule,
-        proximal: float,
-        anchor: Sequence[Tensor],
-        correction: Sequence[Tensor] | None,
-        state: RuleState | None,
-    ) -> None:
-        self.parameters = parameters
-        self._rule = rule
-        self._proximal = proximal
-        self._anchor = anchor
-        self._correction = correction
-        self._state = state
-        self._drift: list[Tensor] | None = None
-        if state is None and (proximal or correction is not None):
-            pulls = [proximal * view.unsqueeze(0) for view in anchor]
-            clients = len(correction[0]) if correction is not None else parameters[0].shape[0]
-            self._drift = [
-                pull.expand(clients, *pull.shape[1:])
-                if correction is None
-                else (pull - correction[i] if proximal else -correction[i])
-                for i, pull in enumerate(pulls)
-            ]
-
-    def __call__(self, batch: Batch) -> FusedSgd | _Deferred:
-        """Return the sink of a step."""
-        if self._state is not None:
-            return _Deferred(self, batch)
-        assert isinstance(self._rule, Sgd)
-        shrink = self._proximal + self._rule.weight_decay
-        return FusedSgd(self.parameters, shrink, batch.rates, self._drift)
-
-    def apply(self, gradients: list[Tensor], rates: npt.NDArray[np.float64]) -> None:
-        """Add the terms to the gradients and let the rule act on the active clients."""
-        assert self._state is not None
-        active = len(rates)
-        parameters = [p[:active] for p in self.parameters]
-        if self._proximal:
-            torch._foreach_add_(gradients, parameters, alpha=self._proximal)
-            torch._foreach_sub_(gradients, [self._proximal * a for a in self._anchor])
-        if self._correction is not None:
-            torch._foreach_add_(gradients, [c[:active] for c in self._correction])
-        lr = float(rates[0])
-        if not (rates == lr).all():
-            raise NotStackableError(
-                "learning rates that differ between clients need the loop engine"
-            )
-        whole = self._state.slots
-        state = RuleState(self._state.step, {k: [t[:active] for t in v] for k, v in whole.items()})
-        self._rule.update(parameters, gradients, state, lr)
-        self._state.step = state.step
-        if not whole:
-            self._state.slots = state.slots

@@ -8,9 +8,9 @@ gradient (`W.baddbmm_(g^T, x, alpha=-lr)`), so that no gradient is ever stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -248,3 +248,50 @@ def normalised(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor
         return output
 
     return function
+
+
+Draws = Callable[[], Iterable[tuple[torch.Generator, int]]]
+"""Returns, for each active client, its generator and its examples in this step."""
+
+Builder = Callable[[Any, Parameters, Mapping[str, int], Draws], StackedLayer]
+"""Makes a layer's stacked form from the module, all stacked parameters, the positions of its own
+by name, and the clients' draws."""
+
+
+def _linear(layer: nn.Linear, parameters: Parameters, own: Mapping[str, int], _: Draws) -> Any:
+    return StackedLinear(parameters, own["weight"], own.get("bias"))
+
+
+def _norm(layer: nn.Module, parameters: Parameters, own: Mapping[str, int], _: Draws) -> Any:
+    return StackedModule(normalised(layer), parameters, list(own.values()))
+
+
+def _per_example(layer: nn.Module, parameters: Parameters, own: Mapping[str, int], _: Draws) -> Any:
+    return StackedModule(merged(layer), parameters, [])
+
+
+STACKED_FORMS: dict[type[nn.Module], Builder] = {
+    nn.Linear: _linear,
+    nn.ReLU: lambda layer, parameters, own, draws: StackedRelu(),
+    nn.Flatten: lambda layer, parameters, own, draws: StackedFlatten(),
+    nn.Dropout: lambda layer, parameters, own, draws: StackedDropout(layer.p, draws),
+    nn.LayerNorm: _norm,
+    nn.GroupNorm: _norm,
+    **dict.fromkeys(PER_EXAMPLE, _per_example),
+}
+"""Type of a layer -> what makes its stacked form. Subclasses do not inherit it."""
+
+
+def register_stacked(kind: type[nn.Module], build: Builder) -> None:
+    """Give a type of layer a stacked form, so that models with it can be trained stacked.
+
+    `build` must be importable by the workers: register in the module that defines the layer.
+    `StackedModule(function, parameters, positions)` makes a form from any function of the
+    stacked parameters `[A, ...]` and activations `[A, B, ...]`, differentiated by autograd.
+
+    Args:
+        kind: the type; its instances in an `nn.Sequential` are stacked.
+        build: called with the module, all stacked parameters, the positions of the module's own
+            by name, and the clients' draws; returns a `StackedLayer`.
+    """
+    STACKED_FORMS[kind] = build

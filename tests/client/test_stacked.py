@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,13 @@ import torch
 from torch import nn
 
 import fedopt
+from fedopt.client import stacked, stacked_layers
+from fedopt.client.algorithm import LocalTerms
 from fedopt.client.engines import choose_engine
+from fedopt.client.loop import LoopEngine
+from fedopt.client.plan import LocalWork, plan_clients
 from fedopt.client.stacked import NotStackableError, check_stackable
+from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
 from fedopt.optim.rules import Adam, Sgd
 
@@ -179,3 +186,67 @@ def test_the_engine_is_chosen_by_a_fixed_rule() -> None:
     assert (chosen.name, chosen.reason) == ("loop", "Conv2d has no stacked form")
     with pytest.raises(ConfigError, match=r"engine\.training.*Conv2d"):
         choose_engine("stacked", conv, Sgd(), cpu)
+
+
+class Scale(nn.Module):
+    """A layer of the user's: multiplies by a learned vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def test_a_registered_layer_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacked_layers, "STACKED_FORMS", dict(stacked_layers.STACKED_FORMS))
+    monkeypatch.setattr(stacked, "STACKED_FORMS", stacked_layers.STACKED_FORMS)
+    scaled = nn.Sequential(nn.Linear(6, 8), Scale(), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(NotStackableError, match="Scale"):
+        check_stackable(scaled)
+
+    stacked_layers.register_stacked(
+        Scale,
+        lambda layer, parameters, own, draws: stacked_layers.StackedModule(
+            lambda mine, x: x * mine[0].unsqueeze(1), parameters, list(own.values())
+        ),
+    )
+    runs = [
+        fedopt.simulate(
+            model=scaled,
+            clients=ragged_clients(),
+            rounds=2,
+            clients_per_round=None,
+            dtype="float64",
+            local={"epochs": 2, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}},
+            engine={"name": "inline", "training": training},
+        )
+        for training in ("stacked", "loop")
+    ]
+    assert_agree(*runs)
+
+
+@pytest.mark.parametrize("rule", [Sgd(), Sgd(momentum=0.9, weight_decay=0.1), Adam()])
+def test_learning_rates_may_differ_between_clients(rule: Any) -> None:
+    """Each client at its own rates is the loop at those rates."""
+    layered = model("mlp").double()
+    rng = np.random.default_rng(0)
+    work = LocalWork(epochs=2, steps=None, batch_size=4)
+    sizes, steps = [9, 9, 5], [6, 6, 4]
+    plans = [
+        replace(plan, learning_rates=plan.learning_rates * (1 + 0.5 * i) / np.arange(1, k + 1))
+        for i, (plan, k) in enumerate(
+            zip(plan_clients(work, 0, 1, [4, 7, 9], sizes, 0.1, steps), steps, strict=True)
+        )
+    ]
+    examples = [Examples(rng.normal(size=(n, 6)), rng.integers(0, 3, n)) for n in sizes]
+    cpu, loss = torch.device("cpu"), nn.functional.cross_entropy
+    stacked_engine = stacked.StackedEngine(copy.deepcopy(layered), loss, rule, 0, cpu)
+    loop_engine = LoopEngine(copy.deepcopy(layered), loss, rule, 0, cpu)
+    start = loop_engine.layout.state({n: p.detach() for n, p in layered.named_parameters()})
+    terms = LocalTerms(proximal=0.3)
+    together = stacked_engine.train(start, 1, plans, examples, terms).delta
+    for i, (plan, data) in enumerate(zip(plans, examples, strict=True)):
+        alone = loop_engine.train(start, 1, [plan], [data], terms).delta[0]
+        torch.testing.assert_close(together[i], alone, rtol=TOLERANCE, atol=TOLERANCE)

@@ -1,0 +1,536 @@
+"""The configuration: what it accepts, what it refuses and in which words, TOML in and out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedopt.config import CHOICES, DEFAULT_NAMES, Config, from_run_config, load
+from fedopt.errors import ConfigError
+from fedopt.registry import entries
+
+positive = st.floats(1e-6, 1e6)
+unit = st.floats(0, 1)
+below_one = st.floats(0, 1, exclude_max=True)
+small = st.integers(1, 10**6)
+
+
+def optional(**values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """A table with any subset of some keys."""
+    return st.fixed_dictionaries({}, optional=values)
+
+
+def named(name: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({"name": st.just(name)}, optional=values)
+
+
+STRATEGY_KEYS: dict[str, st.SearchStrategy[Any]] = {
+    "server_lr": positive,
+    "weighting": st.sampled_from(["examples", "uniform"]),
+    "partial_work": st.sampled_from(["drop", "keep"]),
+}
+ADAM_KEYS = {"lr": positive, "beta1": below_one, "beta2": below_one, "eps": positive}
+CUT_KEYS = {"clients": small, "min_examples": st.integers(0, 100)}
+
+VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
+    "data": {
+        "digits": {"validation_fraction": below_one, "test_fraction": below_one},
+        "breast_cancer": {"validation_fraction": below_one, "test_fraction": below_one},
+        "fashion_mnist": {"validation_fraction": below_one, "path": st.text()},
+        "files": {
+            "path": st.text(),
+            "validation_fraction": below_one,
+            "test_fraction": below_one,
+            "task": st.sampled_from(["auto", "classification", "regression"]),
+            "scale": positive,
+            "shift": st.floats(-1e6, 1e6),
+        },
+        "synthetic": {
+            "validation_fraction": below_one,
+            "alpha": st.floats(0, 10),
+            "beta": st.floats(0, 10),
+            "variances": st.booleans(),
+            "iid": st.booleans(),
+            "features": small,
+            "classes": st.integers(2, 100),
+            "size_log_mean": st.floats(0, 12),
+            "size_log_sigma": st.floats(0, 4),
+            "size_min": small,
+            "test_fraction": below_one,
+            "test_clients": small,
+        },
+    },
+    "partition": {
+        "iid": CUT_KEYS,
+        "dirichlet": {**CUT_KEYS, "alpha": positive},
+        "shards": {**CUT_KEYS, "shards_per_client": small},
+        "similarity": {**CUT_KEYS, "similarity": unit},
+        "quantity": {**CUT_KEYS, "exponent": positive},
+        "natural": {},
+        "synthetic": {"clients": small},
+    },
+    "model": {
+        "logistic": {"bias": st.booleans()},
+        "mlp": {"hidden": st.lists(small, min_size=1, max_size=4), "dropout": below_one},
+        "cnn": {
+            "channels": st.lists(small, min_size=2, max_size=2),
+            "hidden": small,
+            "kernel_size": st.sampled_from([3, 5]),
+            "groups": small,
+            "dropout": below_one,
+        },
+    },
+    "strategy": {
+        "fedavg": STRATEGY_KEYS,
+        "fedprox": {**STRATEGY_KEYS, "mu": st.floats(0, 1e3)},
+        "scaffold": {
+            **STRATEGY_KEYS,
+            "weighting": st.just("uniform"),
+            "option": st.sampled_from(["I", "II"]),
+            "force": st.booleans(),
+        },
+    },
+    "local.optimizer": {
+        "sgd": {
+            "lr": positive,
+            "momentum": below_one,
+            "dampening": unit,
+            "weight_decay": st.floats(0, 10),
+        },
+        "adam": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
+        "adamw": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
+    },
+}
+"""Table -> entry -> the values its options can take."""
+
+CROSS_CHECKED = {"nesterov", "norm"}
+"""Options that are valid only beside others; they have tests of their own."""
+
+
+def choice(key: str) -> st.SearchStrategy[dict[str, Any]]:
+    names = [n for n in VALUES[key] if n not in ("synthetic", "files")]
+    return st.sampled_from(names).flatmap(lambda n: named(n, **VALUES[key][n]))
+
+
+LOCAL = {
+    "batch_size": st.one_of(small, st.just("full")),
+    "loss": st.sampled_from(["cross_entropy", "mse", "package.module:function"]),
+}
+FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "system": {"stragglers": unit},
+    "engine": {
+        "name": st.sampled_from(["inline", "ray"]),
+        "workers": small,
+        "training": st.sampled_from(["auto", "loop", "stacked"]),
+        "device": st.text(),
+        "address": st.text(),
+        "block_size": small,
+        "on_client_error": st.sampled_from(["fail", "skip"]),
+    },
+    "evaluation": {
+        "every": small,
+        "batch_size": small,
+        "validation_clients": st.integers(0, 100),
+    },
+    "checkpoint": {"every": st.integers(0, 100), "keep": small},
+}
+TOP: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "rounds": small,
+    "clients_per_round": st.one_of(
+        small, st.floats(0, 1, exclude_min=True), st.just(1.0), st.just("all")
+    ),
+    "dtype": st.sampled_from(["float32", "float64"]),
+}
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, Any]:
+    """Valid configurations, as a TOML file gives them."""
+    tree: dict[str, Any] = draw(optional(**TOP))
+    for key in ("data", "partition", "model", "strategy"):
+        if draw(st.booleans()):
+            tree[key] = draw(choice(key))
+    if draw(st.booleans()):
+        local = draw(optional(**LOCAL))
+        amount = draw(st.sampled_from(["epochs", "steps", ""]))
+        if amount:
+            local[amount] = draw(small if amount == "steps" else positive)
+        if draw(st.booleans()):
+            local["optimizer"] = draw(choice("local.optimizer"))
+        tree["local"] = local
+    for key, keys in FIXED.items():
+        if draw(st.booleans()):
+            tree[key] = draw(optional(**keys))
+    return tree
+
+
+@given(trees())
+def test_configurations_survive_toml_and_json(tree: dict[str, Any]) -> None:
+    config = Config.from_tree(tree)
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+    assert Config.from_tree(json.loads(json.dumps(config.dump()))) == config
+    dumped = config.dump()
+    for key, value in tree.items():
+        for inner, given_value in (value if isinstance(value, dict) else {}).items():
+            if inner != "optimizer":
+                assert dumped[key][inner] == given_value, f"{key}.{inner}"
+        if not isinstance(value, dict):
+            assert dumped[key] == value, key
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [(key, name) for key, names in VALUES.items() for name in names]
+)
+@given(data=st.data())
+def test_every_option_of_every_entry_survives_toml(key: str, name: str, data: st.DataObject) -> None:
+    table = data.draw(st.fixed_dictionaries({"name": st.just(name), **VALUES[key][name]}))
+    tree: dict[str, Any] = {"local": {"optimizer": table}} if "." in key else {key: table}
+    config = Config.from_tree(tree)
+    again = Config.from_tree(tomllib.loads(config.to_toml()))
+    assert again == config
+    dumped = again.dump()
+    got = dumped["local"]["optimizer"] if "." in key else dumped[key]
+    assert {option: got[option] for option in table} == table
+
+
+def test_the_property_tests_leave_no_key_out() -> None:
+    for key, names in VALUES.items():
+        for entry in entries(CHOICES[key]):
+            missing = set(entry.options.model_fields) - set(names[entry.name]) - CROSS_CHECKED
+            assert not missing, f"{key}.{entry.name}: {missing}"
+    for key, keys in FIXED.items():
+        assert set(keys) == set(Config.TABLES[key].model_fields)
+    defaults = Config()
+    assert set(TOP) == set(type(defaults.run).model_fields)
+    assert {*LOCAL, "epochs", "steps"} == set(type(defaults.local).model_fields)
+
+
+def test_options_that_need_others_survive_toml() -> None:
+    tree = {
+        "model": {"name": "cnn", "norm": "group", "groups": 4},
+        "local": {"optimizer": {"name": "sgd", "momentum": 0.5, "nesterov": True}},
+    }
+    config = Config.from_tree(tree)
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+    assert config.model.dump()["norm"] == "group"
+    assert config.optimizer.dump()["nesterov"] is True
+
+
+def test_the_defaults_are_valid_and_complete() -> None:
+    config = Config.from_tree({})
+    assert config.local.epochs == 5
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+    assert {key: config.dump()[key]["name"] for key in ("data", "strategy")} == {
+        "data": DEFAULT_NAMES["data"],
+        "strategy": DEFAULT_NAMES["strategy"],
+    }
+    assert config.partition.dump()["alpha"] == 0.1
+
+
+# What is refused, and in which words --------------------------------------------------------------
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+BAD = {
+    "rounds=0": "rounds",
+    "rounds=-3": "rounds",
+    "rounds=true": "rounds",
+    "rounds='5'": "rounds",
+    "rounds=2.5": "rounds",
+    "rounds.deep=1": "rounds",
+    "seed=9223372036854775808": "seed",
+    "seed=x": "seed",
+    "clients_per_round=0": "clients_per_round",
+    "clients_per_round=0.0": "clients_per_round",
+    "clients_per_round=1.5": "clients_per_round",
+    "clients_per_round=true": "clients_per_round",
+    "clients_per_round=some": "clients_per_round",
+    "dtype=float16": "dtype",
+    "data.test_fraction=1.0": "data.test_fraction",
+    "data=3": "data",
+    "data=files": "data.path",
+    "partition.alpha=0": "partition.alpha",
+    "partition.alpha=true": "partition.alpha",
+    "partition.clients=many": "partition.clients",
+    "strategy.name=7": "strategy.name",
+    "local=3": "local",
+    "local.epochs=0": "local.epochs",
+    "local.steps=1.5": "local.steps",
+    "local.batch_size=0": "local.batch_size",
+    "local.batch_size=half": "local.batch_size",
+    "local.loss=3": "local.loss",
+    "local.optimizer=3": "local.optimizer",
+    "local.optimizer.lr=-1": "local.optimizer.lr",
+    "local.optimizer.lr=nan": "local.optimizer.lr",
+    "local.optimizer.lr=inf": "local.optimizer.lr",
+    "local.optimizer.lr=true": "local.optimizer.lr",
+    "local.optimizer.lr='0.1'": "local.optimizer.lr",
+    "local.optimizer.momentum=1": "local.optimizer.momentum",
+    "local.optimizer.nesterov=1": "local.optimizer.nesterov",
+    "local.optimizer.nesterov=true": "local.optimizer.nesterov",
+    "model.hidden=[]": "model.hidden",
+    "model.hidden=[8, 0]": "model.hidden",
+    "model.hidden=[true]": "model.hidden",
+    "model.hidden=['a', 'b']": "model.hidden",
+    "model.dropout=1": "model.dropout",
+    "system.stragglers=1.1": "system.stragglers",
+    "system.stragglers=true": "system.stragglers",
+    "engine=3": "engine",
+    "engine.workers=0": "engine.workers",
+    "evaluation=3": "evaluation",
+    "evaluation.every=0": "evaluation.every",
+    "checkpoint.every=-1": "checkpoint.every",
+    "checkpoint.keep=0": "checkpoint.keep",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_bad_values_are_blamed_on_their_key_once(override: str) -> None:
+    text, key = message(override), BAD[override]
+    assert text.startswith(f"{key}: ")
+    assert text.count(f"{key}:") == 1
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["strategy=fedprox", "strategy.mu=-1"], "strategy.mu"),
+        (["strategy=scaffold", "strategy.weighting=examples"], "strategy.weighting"),
+        (["model=cnn", "model.norm=group", "model.groups=7"], "model.groups"),
+        (["model=cnn", "model.channels=[0, 8]"], "model.channels"),
+        (["model=cnn", "model.channels=[8]"], "model.channels"),
+        (["model=cnn", "model.channels=[8, 8, 8]"], "model.channels"),
+        (["model=cnn", "model.kernel_size=4"], "model.kernel_size"),
+        (["local.epochs=1", "local.steps=2"], "local.steps"),
+    ],
+)
+def test_bad_combinations_are_blamed_on_one_key(overrides: list[str], key: str) -> None:
+    text = message(*overrides)
+    assert text.startswith(f"{key}: ")
+    assert text.count(key) == 1
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "nearest"),
+    [
+        ("stratgy=fedavg", "stratgy", "strategy"),
+        ("round=3", "round", "rounds"),
+        ("engine.worker=2", "engine.worker", "workers"),
+        ("local.epoch=2", "local.epoch", "epochs"),
+        ("local.optimizer.momentun=0.9", "local.optimizer.momentun", "momentum"),
+        ("strategy.weight=uniform", "strategy.weight", "weighting"),
+        ("strategy=scafold", "strategy.name", "scaffold"),
+        ("data=digit", "data.name", "digits"),
+        ("partition=dirichle", "partition.name", "dirichlet"),
+        ("model=mpl", "model.name", "mlp"),
+        ("local.optimizer=adamm", "local.optimizer.name", "adam"),
+        ("engine=inlin", "engine.name", "inline"),
+        ("engine.on_client_error=skp", "engine.on_client_error", "skip"),
+    ],
+)
+def test_misspelt_words_bring_the_nearest(override: str, key: str, nearest: str) -> None:
+    text = message(override)
+    assert text.startswith(f"{key}: ")
+    assert f'Did you mean "{nearest}"?' in text
+
+
+def test_several_problems_are_reported_together() -> None:
+    text = message("rounds=0", "seed=x", "strategy=nothing", "extra=1", "local.optimizer.lr=-1")
+    keys = ("rounds:", "seed:", "strategy.name:", "extra:", "local.optimizer.lr:")
+    assert all(sum(line.startswith(key) for line in text.splitlines()) == 1 for key in keys)
+    assert len(text.splitlines()) == len(keys)
+
+
+@pytest.mark.parametrize("text", ["=1", "rounds", "", " =3"])
+def test_overrides_have_a_form(text: str) -> None:
+    assert "key=value" in message(text)
+
+
+def test_a_value_is_not_a_table() -> None:
+    assert '"local.epochs" is a value' in message("local.epochs=3", "local.epochs.deep=1")
+
+
+# Sources over sources -----------------------------------------------------------------------------
+
+
+def test_a_bare_word_names_a_table() -> None:
+    config = load(None, ["strategy=scaffold", "engine=inline", "local.optimizer=adam"])
+    assert (config.strategy.name, config.engine.name) == ("scaffold", "inline")
+    assert config.optimizer.name == "adam"
+    assert load(None, strategy="scaffold").strategy == config.strategy
+
+
+@pytest.mark.parametrize(
+    "order",
+    list(itertools.permutations(["strategy=fedprox", "strategy.mu=0.7", "strategy.server_lr=2"])),
+)
+def test_the_order_of_name_and_options_does_not_matter(order: list[str]) -> None:
+    options = load(None, order).strategy.dump()
+    assert (options["name"], options["mu"], options["server_lr"]) == ("fedprox", 0.7, 2)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "experiment.toml"
+    path.write_text(
+        "rounds = 7\n"
+        "[strategy]\nname = 'fedprox'\nmu = 0.5\nserver_lr = 0.9\n"
+        "[partition]\nalpha = 0.3\nclients = 12\n"
+        "[local]\nepochs = 2\n[local.optimizer]\nlr = 0.4\n"
+        "[engine]\nname = 'ray'\nblock_size = 3\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("override", ["strategy=scaffold", "strategy.name=scaffold"])
+def test_a_new_name_drops_the_options_of_the_old(file: Path, override: str) -> None:
+    assert load(file).strategy.dump()["mu"] == 0.5
+    config = load(file, [override])
+    assert config.strategy == load(None, ["strategy=scaffold"]).strategy
+    assert load(file, [override, "strategy.server_lr=0.5"]).strategy.dump()["server_lr"] == 0.5
+
+
+@pytest.mark.parametrize("override", ["strategy=fedprox", "strategy.name=fedprox"])
+def test_the_same_name_keeps_the_options(file: Path, override: str) -> None:
+    assert load(file, [override]).strategy == load(file).strategy
+
+
+def test_naming_the_default_entry_keeps_the_options_of_the_file(file: Path) -> None:
+    config = load(file, ["partition=dirichlet", "local.optimizer=sgd"])
+    assert config.partition.dump()["alpha"] == 0.3
+    assert config.optimizer.dump()["lr"] == 0.4
+
+
+def test_another_engine_keeps_what_all_engines_share(file: Path) -> None:
+    """The block size is part of the bits: it must not go with the engine's name."""
+    config = load(file, ["engine=inline"])
+    assert (config.engine.name, config.engine.block_size) == ("inline", 3)
+
+
+def test_keywords_go_over_overrides_over_the_file(file: Path) -> None:
+    config = load(file, ["rounds=8", "strategy.mu=0.6"], rounds=9, strategy={"mu": 0.8})
+    assert config.rounds == 9
+    assert config.strategy.dump() == {**load(file).strategy.dump(), "mu": 0.8}
+    assert config.local.epochs == 2
+
+
+def test_options_can_be_added_to_a_bare_word(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text("strategy = 'fedprox'\n")
+    assert load(path, ["strategy.mu=0.25"]).strategy.dump()["mu"] == 0.25
+    assert load(path, strategy={"mu": 0.25}).strategy.dump()["mu"] == 0.25
+
+
+def test_reading_does_not_change_what_was_given() -> None:
+    tree = {"strategy": {"name": "fedprox", "mu": 0.5}, "local": {"optimizer": {"lr": 0.2}}}
+    copy = json.loads(json.dumps(tree))
+    load(None, ["rounds=3"], **tree)
+    Config.from_tree(tree)
+    assert tree == copy
+
+
+def test_a_missing_file_names_its_neighbour(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r'does not exist\. Did you mean "experiment\.toml"'):
+        load(file.with_name("experiments.toml"))
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("rounds = = 3")
+    with pytest.raises(ConfigError, match="broken.toml.* is not TOML"):
+        load(tmp_path / "broken.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path)
+
+
+def test_counts_fractions_and_all_are_told_apart() -> None:
+    assert load(None, ["clients_per_round=1"]).run.clients_per_round == 1
+    assert isinstance(load(None, ["clients_per_round=1"]).run.clients_per_round, int)
+    assert isinstance(load(None, ["clients_per_round=1.0"]).run.clients_per_round, float)
+    assert load(None, ["clients_per_round=all"]).run.clients_per_round == "all"
+    text = load(None, clients_per_round=1.0).to_toml()
+    assert isinstance(Config.from_tree(tomllib.loads(text)).run.clients_per_round, float)
+
+
+def test_the_full_batch_has_a_word() -> None:
+    config = load(None, ["local.batch_size=full"])
+    assert config.local.batch_size is None
+    assert config.dump()["local"]["batch_size"] == "full"
+    assert load(None, local={"batch_size": None}) == config
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = load(None, seed=np.int64(3), local={"optimizer": {"lr": np.float64(0.5)}})
+    assert config == load(None, seed=3, local={"optimizer": {"lr": 0.5}})
+
+
+def test_synthetic_data_and_devices_imply_each_other() -> None:
+    for override in ("data=synthetic", "partition=synthetic"):
+        config = load(None, [override])
+        assert (config.data.name, config.partition.name) == ("synthetic", "synthetic")
+    assert load(None, ["data=synthetic", "partition.clients=7"]).partition.dump() == {
+        "name": "synthetic",
+        "clients": 7,
+    }
+
+
+def test_a_model_by_path_takes_any_option() -> None:
+    config = load(None, ["model=package.module:factory", "model.depth=3", "model.widths=[1, 2]"])
+    assert config.model.dump() == {
+        "name": "package.module:factory",
+        "depth": 3,
+        "widths": [1, 2],
+    }
+    assert Config.from_tree(tomllib.loads(config.to_toml())) == config
+
+
+def test_a_flower_run_config_is_read(file: Path) -> None:
+    flat = {
+        "config-file": str(file),
+        "out": "somewhere",
+        "rounds": 3,
+        "strategy.name": "fedprox",
+        "local.optimizer.lr": 0.25,
+    }
+    config = from_run_config(flat)
+    assert config.rounds == 3
+    assert config.strategy.dump()["mu"] == 0.5
+    assert config.optimizer.dump()["lr"] == 0.25
+    assert from_run_config({"config-file": "", "rounds": 3}) == load(None, ["rounds=3"])
+    with pytest.raises(ConfigError, match=r'roundz: unknown key\. Did you mean "rounds"'):
+        from_run_config({"roundz": 3})
+
+
+def test_a_name_in_a_flower_run_config_drops_the_options_of_the_file(file: Path) -> None:
+    config = from_run_config({"config-file": str(file), "strategy.name": "scaffold"})
+    assert config.strategy == load(None, ["strategy=scaffold"]).strategy
+
+
+def test_reading_a_configuration_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "import fedopt, fedopt.cli, fedopt.config, fedopt.registry\n"
+        "fedopt.config.load(None, ['strategy=scaffold', 'model=cnn'])\n"
+        "heavy = {'torch', 'flwr', 'ray', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
