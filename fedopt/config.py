@@ -293,13 +293,12 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: as `load`.
     """
-    tree: dict[str, Any] = {}
-    if run_config.get("config-file"):
-        tree = read_toml(str(run_config["config-file"]))
+    given: dict[str, Any] = {}
     for key, value in run_config.items():
         if key not in ("config-file", "out"):
-            _assign(tree, key, value)
-    return Config.from_tree(tree)
+            _assign(given, key, value)
+    file = run_config.get("config-file")
+    return load(str(file) if file else None, **given)
 
 
 def _split_override(text: str) -> tuple[str, Any]:

@@ -181,10 +181,11 @@ class Stepper:
         assert self._state is not None
         slots = self._state.slots
         part = {name: [t[clients] for t in tensors] for name, tensors in slots.items()}
+        known = set(part)
         state = RuleState(self._state.step, part)
         self._rule.update(parameters, gradients, state, lr)
         for name, tensors in state.slots.items():
-            if name not in part:
+            if name not in known:
                 # Made by the first step, in which all clients take part.
                 whole = slots.setdefault(name, [torch.empty_like(p) for p in self.parameters])
                 for target, made in zip(whole, tensors, strict=True):

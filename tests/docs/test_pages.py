@@ -1,0 +1,57 @@
+"""The documentation is up to date, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, name, prose
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+MOST_BYTES_OF_AN_IMAGE = 200_000
+
+
+def test_configuration_reference_is_up_to_date() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_resolve(page: Path) -> None:
+    broken = [
+        link
+        for link in _LINK.findall(prose(page))
+        if not link.startswith(("http://", "https://")) and not _resolves(page, link)
+    ]
+    assert not broken
+
+
+def test_every_page_of_docs_is_linked_from_the_readme() -> None:
+    readme = ROOT / "README.md"
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(prose(readme))}
+    assert set(ROOT.glob("docs/*.md")) <= linked
+
+
+def test_images_are_small() -> None:
+    sizes = {name(path): path.stat().st_size for path in ROOT.glob("docs/images/*")}
+    assert sizes
+    assert max(sizes.values()) < MOST_BYTES_OF_AN_IMAGE, sizes
+
+
+def _resolves(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    if not target.exists():
+        return False
+    return not anchor or anchor in {_anchor(heading) for heading in _HEADING.findall(prose(target))}
+
+
+def _anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
