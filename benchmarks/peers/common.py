@@ -7,6 +7,7 @@ functions that use it. What a peer does with these lives in `run_<peer>.py`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Arrays = list[np.ndarray]
 
 SEED = 20
+
+_kept_libraries: list[object] = []  # a torch library unregisters its operators when collected
 
 
 @dataclass(frozen=True)
@@ -363,3 +366,17 @@ def options(modes: Sequence[str]) -> Options:
         given.out,
         given.reference_python,
     )
+
+
+def declare_torchvision_operators() -> None:
+    """Declare the operators of torchvision's compiled part, which a CPU torch may not load.
+
+    Some peers import torchvision and use none of them in training.
+    """
+    import torch
+
+    library = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _kept_libraries.append(library)

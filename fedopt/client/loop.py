@@ -89,8 +89,8 @@ class LoopEngine:
             gradients = _gradients(loss, parameters)
             with torch.no_grad():
                 if terms.proximal:
-                    torch._foreach_add_(gradients, list(parameters), alpha=terms.proximal)
-                    torch._foreach_add_(gradients, anchor, alpha=-terms.proximal)
+                    pulls = torch._foreach_sub(list(parameters), anchor)  # exactly 0 at the start
+                    torch._foreach_add_(gradients, pulls, alpha=terms.proximal)
                 if correction is not None:
                     torch._foreach_add_(gradients, correction)
                 rule.update(parameters, gradients, state, lr)

@@ -159,8 +159,8 @@ class Stepper:
         active = len(rates)
         parameters = [p[:active] for p in self.parameters]
         if self._proximal:
-            torch._foreach_add_(gradients, parameters, alpha=self._proximal)
-            torch._foreach_sub_(gradients, [self._proximal * a for a in self._anchor])
+            pulls = torch._foreach_sub(parameters, list(self._anchor))  # exactly 0 at the start
+            torch._foreach_add_(gradients, pulls, alpha=self._proximal)
         if self._correction is not None:
             torch._foreach_add_(gradients, [c[:active] for c in self._correction])
         lr = float(rates[0])

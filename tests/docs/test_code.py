@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedopt.cli import app
-from tests.docs.pages import PAGES, ROOT, Block, blocks, name
+from .pages import PAGES, ROOT, Block, blocks, name
 
 SHELL = ("sh", "bash")
 # Appended to the commands, so that each is really run but ends soon; later words win.

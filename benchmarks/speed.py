@@ -1,0 +1,185 @@
+"""Speed of a round: fedopt against a plain torch loop, stock Flower, and a two-process limit.
+
+`python -m benchmarks.speed` prints the tables and writes `speed.csv`, `speed_rounds.csv` and
+`speed.png`. Contenders of one process take turns; stock Flower, which needs a process of its own,
+runs before and after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import contenders as parts
+from benchmarks.measuring import (
+    COLOURS,
+    Row,
+    interleave,
+    machine,
+    quartiles,
+    show,
+    warn_if_busy,
+    write_csv,
+)
+from benchmarks.workloads import WORKLOADS, Workload, find
+
+ROUNDS = {"W1": 60, "W2": 15, "W3": 200}
+FLOWER = "stock Flower 1.42, Ray, 2 actors"
+FLOWER_ROUNDS = {"W1": 16, "W2": 12, "W3": 10}
+WARM_UP = 3
+TOLERANCE = {"W1": 1e-6, "W2": 1e-4, "W3": 1e-6}
+"""Largest difference of the mean parameters after one round that float32 sums in another order,
+and for W2 another convolution kernel, can explain."""
+
+
+def raced(workload: Workload, without: Sequence[str]) -> list[parts.Racer]:
+    """Return the contenders that share this process."""
+    made: list[parts.Racer] = [parts.Bare(workload)]
+    stacks = parts.is_stackable(workload)
+    for training in ("loop", "stacked") if stacks else ("loop",):
+        experiment = workload.experiment(name="inline", training=training)
+        made.append(parts.Fedopt(f"fedopt, inline, {training}", experiment))
+    if "ray" not in without:
+        for workers in (1, 2):
+            plural = "s" if workers > 1 else ""
+            experiment = workload.experiment(name="ray", workers=workers)
+            made.append(parts.Fedopt(f"fedopt, Ray, {workers} worker{plural}", experiment))
+    if "reference" not in without:
+        made.append(parts.Reference(workload))
+    return made
+
+
+def stock_flower(workload: Workload, rounds: int, quick: bool) -> tuple[list[float], float]:
+    """Return seconds a round and distance from the plain loop, of stock Flower."""
+    command = [sys.executable, "-m", "benchmarks.stock_flower", workload.name]
+    command += ["--rounds", str(rounds), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"stock Flower failed:\n{done.stderr[-3000:]}")
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found["seconds"], found["difference"]
+
+
+def race(
+    workload: Workload, rounds: int, flower_rounds: int, quick: bool, without: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Return the seconds of each round and the distance from the plain loop, by contender."""
+    seconds: dict[str, list[float]] = {}
+    distances: dict[str, float] = {}
+    stock: list[float] = []
+    if "flower" not in without:
+        stock, distances[FLOWER] = stock_flower(workload, flower_rounds, quick)
+        stock = stock[min(2, len(stock) - 1) :]
+    made = raced(workload, without)
+    models = {contender.name: contender.first_round() for contender in made}
+    distances |= {name: parts.distance(m, models[made[0].name]) for name, m in models.items()}
+    seconds |= interleave(made, rounds, WARM_UP, workload.burst)
+    for contender in made:
+        contender.close()
+    if stock:
+        again, other = stock_flower(workload, flower_rounds, quick)
+        stock += again[min(2, len(again) - 1) :]
+        distances[FLOWER] = max(distances[FLOWER], other)
+        seconds[FLOWER] = stock
+    return seconds, distances
+
+
+def table(workload: Workload, seconds: dict[str, list[float]], far: dict[str, float]) -> list[Row]:
+    """Return a row a contender: speed, ratios, time added, distance from the plain loop."""
+    middle = {name: quartiles(times)[1] for name, times in seconds.items()}
+    bare, stock = middle[parts.Bare.name], middle.get(FLOWER)
+    reference = middle.get(parts.Reference.name)
+    rows = []
+    for name, times in seconds.items():
+        low, median, high = quartiles(times)
+        rows.append(
+            {
+                "contender": name,
+                "clients/s": workload.cohort / median,
+                "x bare": bare / median,
+                "x stock Flower": stock / median if stock else None,
+                "ms a round": 1e3 * median,
+                "quartiles": f"{1e3 * low:.3g}-{1e3 * high:.3g}",
+                "ms over reference": 1e3 * (median - reference) if reference else None,
+                "max difference": far[name],
+                "rounds": len(times),
+            }
+        )
+    return rows
+
+
+def draw(tables: dict[str, list[Row]], path: Path) -> None:
+    """Draw the ratios to the plain loop, one panel a workload."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(str(r["contender"]) for rows in tables.values() for r in rows))
+    colours = dict(zip(names, COLOURS, strict=False))
+    figure = Figure(figsize=(4.6 * len(tables) + 1.8, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axis, (name, rows) in zip(axes, tables.items(), strict=True):
+        rows = rows[::-1]
+        shown = [str(row["contender"]) for row in rows]
+        ratios = [float(str(row["x bare"])) for row in rows]
+        bars = axis.barh(shown, ratios, color=[colours[n] for n in shown])
+        axis.bar_label(bars, [f"{ratio:.2g}x" for ratio in ratios], padding=3)
+        axis.set_xscale("log")
+        axis.set_xlim(min(ratios) / 1.5, max(ratios) * 3)
+        axis.axvline(1, color="0.4", linewidth=0.8)
+        axis.set_title(f"{name}: {WORKLOADS[name].description.split(',')[0]}", fontsize=10)
+        axis.set_xlabel("clients a second, relative to the plain loop")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; return 1 where some contender does not do the same sums."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int, help="rounds that count (default: by workload)")
+    parser.add_argument("--flower-rounds", type=int, help="rounds of stock Flower, twice")
+    parser.add_argument("--quick", action="store_true", help="few clients and rounds")
+    parser.add_argument("--without", nargs="+", choices=["ray", "flower", "reference"], default=[])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args(arguments)
+    console = Console(width=170)
+    torch.set_num_threads(1)
+    facts = machine()
+    warn_if_busy(console)
+    tables, raw, differs = {}, [], False
+    for name in options.workloads:
+        workload = find(name, options.quick)
+        rounds = options.rounds or (4 if options.quick else ROUNDS[name])
+        flower_rounds = options.flower_rounds or (3 if options.quick else FLOWER_ROUNDS[name])
+        if "ray" not in options.without:
+            parts.start_ray(cores=4)
+        seconds, far = race(workload, rounds, flower_rounds, options.quick, options.without)
+        if "ray" not in options.without:
+            parts.stop_ray()
+        rows = tables[name] = table(workload, seconds, far)
+        show(console, f"{name}: {workload.description}", rows)
+        raw += [
+            {"workload": name, "contender": contender, "round": number, "seconds": time}
+            for contender, times in seconds.items()
+            for number, time in enumerate(times)
+        ]
+        if max(far.values()) > TOLERANCE[name]:
+            console.print(f"[red]{name}: not the same mathematics: {far}")
+            differs = True
+    everything = [{"workload": name, **row} for name, rows in tables.items() for row in rows]
+    write_csv(options.out / "speed.csv", everything, facts)
+    write_csv(options.out / "speed_rounds.csv", raw, facts)
+    draw(tables, options.out / "speed.png")
+    console.print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    console.print(f"written to {options.out}")
+    return int(differs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
