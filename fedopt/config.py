@@ -343,7 +343,8 @@ def _merge(tree: dict[str, Any], key: str, value: Any, path: str = "") -> None:
     if not isinstance(value, Mapping):
         tree[key] = value
         return
-    merged = {"name": old} if isinstance(old, str) else dict(old or {})
+    merged = {"name": old} if isinstance(old, str) else {}
+    merged |= old if isinstance(old, Mapping) else {}
     if path in CHOICES:
         chosen = merged.get("name", DEFAULT_NAMES[path])
         if value.get("name", chosen) != chosen:
