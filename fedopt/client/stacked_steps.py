@@ -7,7 +7,7 @@ terms and lets the rule act on all clients at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,30 +163,33 @@ class Stepper:
             torch._foreach_add_(gradients, pulls, alpha=self._proximal)
         if self._correction is not None:
             torch._foreach_add_(gradients, [c[:active] for c in self._correction])
-        lr = float(rates[0])
-        if (rates == lr).all():
-            self._update(parameters, gradients, slice(active), lr)
-            self._state.step += 1
-            return
-        for i, own_lr in enumerate(rates.tolist()):
-            one = slice(i, i + 1)
-            mine, its_gradients = [p[one] for p in parameters], [g[one] for g in gradients]
-            self._update(mine, its_gradients, one, own_lr)
+        # What the rule remembers so far: slots that a step makes are not read in that step.
+        slots = dict(self._state.slots)
+        if (rates == rates[0]).all():
+            self._update(parameters, gradients, slots, slice(active), float(rates[0]))
+        else:
+            for i, lr in enumerate(rates.tolist()):
+                one = slice(i, i + 1)
+                mine, its_gradients = [p[one] for p in parameters], [g[one] for g in gradients]
+                self._update(mine, its_gradients, slots, one, lr)
         self._state.step += 1
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], clients: slice, lr: float
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        slots: Mapping[str, Sequence[Tensor]],
+        clients: slice,
+        lr: float,
     ) -> None:
         """Let the rule act on some clients, with their part of the state."""
         assert self._state is not None
-        slots = self._state.slots
         part = {name: [t[clients] for t in tensors] for name, tensors in slots.items()}
-        known = set(part)
         state = RuleState(self._state.step, part)
         self._rule.update(parameters, gradients, state, lr)
-        for name, tensors in state.slots.items():
-            if name not in known:
-                # Made by the first step, in which all clients take part.
-                whole = slots.setdefault(name, [torch.empty_like(p) for p in self.parameters])
-                for target, made in zip(whole, tensors, strict=True):
-                    target[clients] = made
+        for name in state.slots.keys() - slots.keys():
+            # Made by the first step, in which all clients take part.
+            room = [torch.empty_like(p) for p in self.parameters]
+            whole = self._state.slots.setdefault(name, room)
+            for target, made in zip(whole, state.slots[name], strict=True):
+                target[clients] = made
