@@ -1,7 +1,7 @@
 """Write docs/config.md from the schema and the registry, so that it cannot differ from the code.
 
-    python docs/generate.py           write the file
-    python docs/generate.py --check   write nothing; exit code 1 if the file is out of date
+`python docs/generate.py` writes the file; with `--check` it writes nothing, and ends with exit code
+1 where the file is out of date.
 """
 
 from __future__ import annotations

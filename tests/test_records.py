@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedopt.records import TensorArray, from_record, integers, to_record
 
@@ -47,25 +49,10 @@ def test_records_survive_pickling() -> None:
 
 def test_records_survive_flowers_wire_format() -> None:
     content = RecordDict({"arrays": to_record(TENSORS)})
-    record = RecordDict.inflate(
-        content.deflate(),
-        children={
-            "arrays": content["arrays"],
-        }
-        if False
-        else _inflated(content),
-    )["arrays"]
-    assert isinstance(record, ArrayRecord)
-    assert_same(from_record(record))
-
-
-def _inflated(content: RecordDict) -> dict[str, ArrayRecord]:
-    """Inflate a record's children from bytes alone, as a receiving process does."""
-    record = content["arrays"]
-    assert isinstance(record, ArrayRecord)
-    arrays = {a.object_id: Array.inflate(a.deflate()) for a in record.values()}
-    inflated = ArrayRecord.inflate(record.deflate(), children=arrays)
-    return {record.object_id: inflated}
+    sent = {key: thing.deflate() for key, thing in get_all_nested_objects(content).items()}
+    received = inflate_object_from_contents(content.object_id, sent)
+    assert isinstance(received, RecordDict)
+    assert_same(from_record(received.array_records["arrays"]))
 
 
 def test_an_array_is_what_flower_would_have_made() -> None:

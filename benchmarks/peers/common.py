@@ -10,12 +10,14 @@ import argparse
 import contextlib
 import json
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 
@@ -213,6 +215,47 @@ class Reference(Protocol):
 
     def values(self) -> Arrays:
         """Global parameters now."""
+
+
+class BareProcess:
+    """The bare loop in a process of its own, under the Python given."""
+
+    def __init__(self, python: str, workload: Workload) -> None:
+        if not python:
+            raise ValueError("the bare loop needs a Python with torch: give --reference-python")
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.peers.reference", workload.name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _ask(self, request: dict[str, object]) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return float(json.loads(self._process.stdout.readline()))
+
+    def round(self, clients: Sequence[int]) -> float:
+        """Run one round there; its own clock gives the seconds."""
+        return self._ask({"clients": list(clients)})
+
+    def values(self) -> Arrays:
+        """Copies of the global parameters."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "values.npz")
+            count = int(self._ask({"save": path}))
+            with np.load(path) as saved:
+                return [saved[f"arr_{i}"] for i in range(count)]
 
 
 @dataclass

@@ -71,6 +71,8 @@ def choose_engine(
         return stacked("asked for")
     if device.type != "cpu":
         return stacked("accelerators are kept busy by stacking")
+    if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+        return loop("convolutions are faster one client at a time on a CPU")
     if size < 2:
         return loop("two clients' parameters would not fit into the cache")
     if isinstance(rule, Sgd) and not rule.momentum:

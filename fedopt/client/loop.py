@@ -43,7 +43,7 @@ class LoopEngine:
         self._loss = loss
         self._rule = rule
         self._seed = seed
-        self._device = device
+        self.device = device
         self._has_images = any(len(s.shape) == 4 for s in self._bound.layout.parameters)
 
     @property
@@ -73,7 +73,7 @@ class LoopEngine:
         parameters, rule = bound.parameters, self._rule
         bound.load(start)
         module.train()
-        seed_torch(torch_seed(self._seed, "train", round, plan.client), self._device)
+        seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
         inputs, targets = self._tensors(data)
         full = self._gradient(inputs, targets) if terms.full_gradient else None
         if full is not None:
@@ -83,7 +83,7 @@ class LoopEngine:
             self.layout.views(terms.correction[0]) if terms.correction is not None else None
         )
         state = rule.init(parameters)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, lr in self._batches(plan, inputs, targets):
             loss = self._loss(module(batch[0]), batch[1])
             gradients = _gradients(loss, parameters)
@@ -106,8 +106,8 @@ class LoopEngine:
         )
 
     def _tensors(self, data: Examples) -> tuple[Tensor, Tensor]:
-        inputs = _to_tensor(data.x).to(self._device)
-        targets = _to_tensor(data.y).to(self._device)
+        inputs = _to_tensor(data.x).to(self.device)
+        targets = _to_tensor(data.y).to(self.device)
         if self._has_images and inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets
@@ -118,7 +118,7 @@ class LoopEngine:
         rates = plan.learning_rates.tolist()
         if plan.order is None:
             return [((inputs, targets), lr) for lr in rates]
-        order = torch.from_numpy(plan.order).to(self._device)
+        order = torch.from_numpy(plan.order).to(self.device)
         pieces = [order[a:b] for a, b in pairwise(plan.offsets.tolist())]
         return (((inputs[p], targets[p]), lr) for p, lr in zip(pieces, rates, strict=True))
 

@@ -65,6 +65,10 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         ]
     if type(model) not in STACKED_FORMS:
         raise NotStackableError(f"{type(model).__name__} has no stacked form")
+    if isinstance(model, nn.Conv2d) and (
+        model.padding_mode != "zeros" or isinstance(model.padding, str)
+    ):
+        raise NotStackableError("Conv2d with padding other than zeros has no stacked form")
     if isinstance(model, nn.Flatten) and (model.start_dim, model.end_dim) != (1, -1):
         raise NotStackableError("Flatten of some axes only has no stacked form")
     if model._forward_hooks or model._forward_pre_hooks:
@@ -112,7 +116,7 @@ class StackedEngine:
         self._loss = loss
         self._rule = rule
         self._seed = seed
-        self._device = device
+        self.device = device
         self._generators: list[torch.Generator] = []
         self._draw_ids: list[tuple[int, int]] = []
         self._lengths = torch.empty(0)
@@ -143,7 +147,7 @@ class StackedEngine:
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
             self._seed_clients(round, plans)
-        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self._device)
+        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         take_step = self._stepper(start, terms, clients)
         for batch in self._batches(plans, firsts):
             sink = take_step(batch)
@@ -151,13 +155,11 @@ class StackedEngine:
             loss_sum[: len(losses)] += losses
             if isinstance(sink, Deferred):
                 sink.step()
-        seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self._device)
+        seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
         delta = self._delta[:clients]
-        sections = self._sections(delta)
-        for section, stacked, view in zip(
-            sections, self._parameters, self._vectors(start.parameters), strict=True
-        ):
-            torch.sub(stacked[:clients].flatten(1), view.flatten(), out=section)
+        anchor, changes = self._vectors(start.parameters), self._vectors(delta)
+        for change, stacked, view in zip(changes, self._parameters, anchor, strict=True):
+            torch.sub(stacked[:clients], view, out=change)
         return LocalResult(
             delta=delta,
             buffers=torch.zeros(clients, 0, dtype=torch.float64),
@@ -175,10 +177,10 @@ class StackedEngine:
         self._capacity = clients
         dtype = self.layout.dtype
         self._parameters = [
-            torch.empty(clients, *spec.shape, dtype=dtype, device=self._device)
+            torch.empty(clients, *spec.shape, dtype=dtype, device=self.device)
             for spec in self.layout.parameters
         ]
-        self._delta = torch.empty(clients, self.layout.size, dtype=dtype, device=self._device)
+        self._delta = torch.empty(clients, self.layout.size, dtype=dtype, device=self.device)
         positions = {spec.name: i for i, spec in enumerate(self.layout.parameters)}
         self._layers = [
             self._stacked(layer, prefix, positions) for prefix, layer in leaves(self._model)
@@ -198,15 +200,15 @@ class StackedEngine:
         """Return each active client's generator, seeded as in the loop engine, and batch."""
         if not self._generators:
             self._generators = [
-                torch.Generator(self._device).manual_seed(torch_seed(self._seed, "train", *ids))
+                torch.Generator(self.device).manual_seed(torch_seed(self._seed, "train", *ids))
                 for ids in self._draw_ids
             ]
         return zip(self._generators, self._lengths.tolist(), strict=False)
 
     def _together(self, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, list[int]]:
         """Return the group's examples in one tensor, and where each client's begin."""
-        inputs = torch.from_numpy(np.concatenate([e.x for e in examples])).to(self._device)
-        targets = torch.from_numpy(np.concatenate([e.y for e in examples])).to(self._device)
+        inputs = torch.from_numpy(np.concatenate([e.x for e in examples])).to(self.device)
+        targets = torch.from_numpy(np.concatenate([e.y for e in examples])).to(self.device)
         ends = np.cumsum([len(e.y) for e in examples])
         return inputs, targets, [0, *ends[:-1].tolist()]
 
@@ -241,8 +243,8 @@ class StackedEngine:
             longest = int(now.max())
             batches.append(
                 Batch(
-                    torch.from_numpy(rows[:active, step, :longest].copy()).to(self._device),
-                    torch.from_numpy(now.copy()).to(self._device),
+                    torch.from_numpy(rows[:active, step, :longest].copy()).to(self.device),
+                    torch.from_numpy(now.copy()).to(self.device),
                     bool((now < longest).any()),
                     rates[:active, step],
                 )
@@ -258,16 +260,16 @@ class StackedEngine:
         starts = np.array(firsts)[:, None]
         if first.order is None:
             whole = np.tile(np.arange(first.examples), (len(plans), 1))
-            everything = torch.from_numpy(starts + whole).to(self._device)
+            everything = torch.from_numpy(starts + whole).to(self.device)
             pieces = [everything] * first.steps
         else:
             orders = np.stack([p.order for p in plans if p.order is not None])
-            rows = torch.from_numpy(starts + orders).to(self._device)
+            rows = torch.from_numpy(starts + orders).to(self.device)
             pieces = [rows[:, a:b] for a, b in pairwise(offsets)]
         return [
             Batch(
                 piece,
-                torch.full((len(plans),), piece.shape[1], device=self._device),
+                torch.full((len(plans),), piece.shape[1], device=self.device),
                 False,
                 rates[:, step],
             )
@@ -333,10 +335,7 @@ class StackedEngine:
         correction = None
         if terms.correction is not None:
             rows = terms.correction.expand(clients, -1)
-            correction = [
-                section.reshape(clients, *spec.shape)
-                for section, spec in zip(self._sections(rows), self.layout.parameters, strict=True)
-            ]
+            correction = [view.contiguous() for view in self._vectors(rows)]
         if isinstance(rule, Sgd) and not rule.momentum:
             return Stepper(self._parameters, rule, terms.proximal, anchor, correction, None)
         state = rule.init([p[:clients] for p in self._parameters])
@@ -350,24 +349,21 @@ class StackedEngine:
         lengths = np.array(sizes)
         rows = np.array(firsts)[:, None] + np.minimum(np.arange(longest), lengths[:, None] - 1)
         batch = Batch(
-            torch.from_numpy(rows).to(self._device),
-            torch.from_numpy(lengths).to(self._device),
+            torch.from_numpy(rows).to(self.device),
+            torch.from_numpy(lengths).to(self.device),
             bool((lengths < longest).any()),
             np.zeros(clients),
         )
         sink = Collect(len(self._parameters))
         self._pass(inputs, targets, batch, sink)
-        flat = torch.empty(clients, self.layout.size, dtype=self.layout.dtype, device=self._device)
-        for section, gradient in zip(self._sections(flat), sink.all(), strict=True):
-            section.copy_(gradient.flatten(1))
+        flat = torch.empty(clients, self.layout.size, dtype=self.layout.dtype, device=self.device)
+        for view, gradient in zip(self._vectors(flat), sink.all(), strict=True):
+            view.copy_(gradient)
         return flat
 
     def _vectors(self, flat: Tensor) -> list[Tensor]:
+        """Return `flat` `[..., P]` as views of the parameters' shapes."""
         return self.layout.views(flat)
-
-    def _sections(self, rows: Tensor) -> list[Tensor]:
-        """Return the columns of `rows` `[C, P]` that belong to each parameter."""
-        return list(torch.split(rows, [spec.size for spec in self.layout.parameters], dim=1))
 
     def _lr_sums(self, plans: Sequence[ClientPlan]) -> Tensor | None:
         known: dict[int, float | None] = {}

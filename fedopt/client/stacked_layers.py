@@ -107,7 +107,7 @@ class StackedFlatten:
     def forward(self, x: Tensor) -> Tensor:
         """Flatten all but clients and examples."""
         self._shape = x.shape
-        return x.flatten(2)
+        return x.flatten(2).contiguous()
 
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Restore the shape."""
@@ -250,6 +250,29 @@ def normalised(module: nn.Module) -> Callable[[Sequence[Tensor], Tensor], Tensor
     return function
 
 
+def convolved(module: nn.Conv2d) -> Callable[[Sequence[Tensor], Tensor], Tensor]:
+    """Return a convolution of each client as one grouped convolution over `[A, B, C, H, W]`.
+
+    Accelerators gain by it; on a CPU it is slower than one client at a time.
+    """
+
+    def function(own: Sequence[Tensor], x: Tensor) -> Tensor:
+        clients, examples = x.shape[:2]
+        output = nn.functional.conv2d(
+            x.transpose(0, 1).flatten(1, 2),
+            own[0].flatten(0, 1),
+            own[1].flatten() if len(own) > 1 else None,
+            module.stride,
+            module.padding,
+            module.dilation,
+            groups=clients * module.groups,
+        )
+        shape = (examples, clients, module.out_channels, *output.shape[2:])
+        return output.view(shape).transpose(0, 1)
+
+    return function
+
+
 Draws = Callable[[], Iterable[tuple[torch.Generator, int]]]
 """Returns, for each active client, its generator and its examples in this step."""
 
@@ -270,8 +293,13 @@ def _per_example(layer: nn.Module, parameters: Parameters, own: Mapping[str, int
     return StackedModule(merged(layer), parameters, [])
 
 
+def _conv(layer: nn.Conv2d, parameters: Parameters, own: Mapping[str, int], _: Draws) -> Any:
+    return StackedModule(convolved(layer), parameters, list(own.values()))
+
+
 STACKED_FORMS: dict[type[nn.Module], Builder] = {
     nn.Linear: _linear,
+    nn.Conv2d: _conv,
     nn.ReLU: lambda layer, parameters, own, draws: StackedRelu(),
     nn.Flatten: lambda layer, parameters, own, draws: StackedFlatten(),
     nn.Dropout: lambda layer, parameters, own, draws: StackedDropout(layer.p, draws),

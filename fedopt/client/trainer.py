@@ -44,6 +44,11 @@ class Engine(Protocol):
         """The layout of the model's parameters."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        ...
+
     def train(
         self,
         start: ModelState,
@@ -208,6 +213,7 @@ class Trainer:
             for first in range(0, len(block.clients), self.engine.group_size):
                 group = slice(first, first + self.engine.group_size)
                 self._train_group(round, block, group, start, broadcast, rows, sums, outcome)
+            sums.terms = {name: total.cpu() for name, total in sums.terms.items()}
             sums.seconds = time.perf_counter() - started
             outcome.sums.append(sums)
         return outcome
@@ -223,8 +229,10 @@ class Trainer:
 
     def _empty_sums(self, block_id: int) -> BlockSums:
         layout = self.engine.layout
+        # Sums are made where the updates are: on an accelerator only the sums travel.
         zeros = {
-            name: torch.zeros(layout.size, dtype=torch.float64) for name in self.algorithm.terms
+            name: torch.zeros(layout.size, dtype=torch.float64, device=self.engine.device)
+            for name in self.algorithm.terms
         }
         return BlockSums(block_id, zeros, torch.zeros(layout.buffer_size, dtype=torch.float64))
 
@@ -319,11 +327,10 @@ def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
 
     Args:
         total: `[P]` in float64, changed in place.
-        weights: `[G]` in float64.
-        rows: `[G, P]` in any floating dtype, on any device.
+        weights: `[G]` in float64, on the CPU.
+        rows: `[G, P]` in any floating dtype, on the total's device.
     """
-    rows = rows.cpu()
     if len(rows) == 1:
         total.add_(rows[0], alpha=float(weights[0]))  # one pass, without a copy
     else:
-        total += weights @ rows.double()
+        total += weights.to(total.device) @ rows.double()

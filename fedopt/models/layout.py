@@ -214,7 +214,7 @@ def _shaped(piece: Tensor, shape: tuple[int, ...]) -> Tensor:
     """View `[..., size]` as `[..., *shape]`, four dimensions being stored channels-last."""
     lead = piece.shape[:-1]
     if len(shape) != 4:
-        return piece.view(*lead, *shape)
+        return piece.view((*lead, *shape))
     out, depth, height, width = shape
     return piece.view(*lead, out, height, width, depth).movedim(-1, -3)
 

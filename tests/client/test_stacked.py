@@ -157,7 +157,7 @@ def test_stacked_steps_are_the_clients_own_whoever_is_beside_them() -> None:
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
-        (nn.Sequential(nn.Conv2d(1, 2, 3)), "Conv2d has no stacked form"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding="same")), "Conv2d with padding"),
         (nn.Linear(3, 2).requires_grad_(False), "frozen parameters"),
         (nn.Sequential(nn.Flatten(2)), "Flatten of some axes"),
         (nn.BatchNorm1d(3), "BatchNorm1d has no stacked form"),
@@ -183,9 +183,43 @@ def test_the_engine_is_chosen_by_a_fixed_rule() -> None:
     assert choose_engine("auto", dense, Adam(), cpu).name == "loop"
     assert choose_engine("auto", nn.Linear(60, 10), Adam(), cpu).name == "stacked"
     chosen = choose_engine("auto", conv, Sgd(), cpu)
-    assert (chosen.name, chosen.reason) == ("loop", "Conv2d has no stacked form")
-    with pytest.raises(ConfigError, match=r"engine\.training.*Conv2d"):
-        choose_engine("stacked", conv, Sgd(), cpu)
+    assert (chosen.name, chosen.reason.split()[0]) == ("loop", "convolutions")
+    assert choose_engine("auto", conv, Sgd(), torch.device("cuda")).name == "stacked"
+    with pytest.raises(ConfigError, match=r"engine\.training.*BatchNorm1d"):
+        choose_engine("stacked", nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), Sgd(), cpu)
+
+
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 2)])
+def test_stacked_convolutions_agree_with_the_loop(stride: int, groups: int) -> None:
+    rng = np.random.default_rng(2)
+    clients = [(rng.normal(size=(n, 2, 8, 8)), rng.integers(0, 3, n)) for n in (3, 5, 9)]
+
+    def network() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=stride, padding=1, groups=groups),
+            nn.GroupNorm(2, 4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1, bias=False),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        )
+
+    runs = [
+        fedopt.simulate(
+            model=network,
+            clients=clients,
+            rounds=2,
+            clients_per_round=None,
+            dtype="float64",
+            strategy="scaffold",
+            local={"epochs": 2, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}},
+            engine={"name": "inline", "training": training, "block_size": 3},
+        )
+        for training in ("stacked", "loop")
+    ]
+    assert_agree(*runs)
 
 
 class Scale(nn.Module):

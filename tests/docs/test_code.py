@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedopt.cli import app
+
 from .pages import PAGES, ROOT, Block, blocks, name
 
 SHELL = ("sh", "bash")

@@ -15,6 +15,7 @@ from fedopt.config import load
 from fedopt.data.fashion_mnist import find_folder
 from fedopt.demo import STRATEGIES, TASK
 from fedopt.errors import DataError
+
 from .pages import ROOT
 
 CONFIGURATIONS = sorted((ROOT / "simulations").glob("*.toml"))
