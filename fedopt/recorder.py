@@ -14,7 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import Grid
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -31,8 +34,9 @@ from fedopt.records import to_record
 from fedopt.registry import get
 from fedopt.results import Run, Snapshot
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
-from fedopt.server.evaluation import Evaluator
+from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
 from fedopt.server.strategy import FederatedStrategy, Federation, RoundRecord
+from fedopt.simulation.grid import DirectGrid
 
 CHECKPOINTS = "checkpoints"
 TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps")
@@ -101,7 +105,7 @@ class Recorder:
         experiment, config = self.experiment, self.experiment.config
         layout = evaluator.layout
         initial = layout.named(model_state(experiment.build_model(), layout))
-        self._initial = self.evaluate(evaluator, layout.state(initial))
+        self._initial = self._measured(evaluator, layout.state(initial))
         if self._checkpoints:
             latest = self._checkpoints[-1]
             arrays = to_record(latest.arrays)
@@ -119,13 +123,20 @@ class Recorder:
         self._started = time.perf_counter() - self._totals["wall_seconds"]
         return arrays, first
 
-    def evaluate(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
-        """Evaluate a model on the test set, where there is one."""
-        if self._test is None or not self._test.size:
+    def evaluate(self, evaluator: Evaluator, grid: Grid, arrays: ArrayRecord) -> dict[str, float]:
+        """Evaluate a model on the test set; large ones on all nodes of a simulation."""
+        test = self._test
+        shares = isinstance(grid, DirectGrid) and len(grid.get_node_ids()) > 1
+        if test is None or not shares or evaluator.batches(test) < 2:
+            return self._measured(evaluator, self.strategy.state)
+        config = ConfigRecord(self.message_config)
+        return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config))
+
+    def _measured(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
+        test = self._test
+        if test is None or not test.size:
             return {}
-        measured = evaluator.measure(state, self._test)
-        names = ("loss", "accuracy", "ece", "brier")
-        return {f"test_{name}": getattr(measured, name) for name in names}
+        return _test_metrics(evaluator.measure(state, test))
 
     def record(self, record: RoundRecord, metrics: Mapping[str, float]) -> None:
         """Record a round; write a checkpoint where one is due."""
@@ -200,10 +211,12 @@ class Recorder:
     def _header(self, layout: ParameterLayout) -> str:
         config, population = self.experiment.config, self.experiment.population
         cohort = self.experiment.cohort_size()
+        sizes = population.sizes
         words = [
             f"{config.strategy.name} on {config.data.name}",
             f"{cohort} of {population.clients} clients a round",
             f"{config.model.name} with {layout.size:,} parameters",
+            f"{sizes.min()} to {sizes.max()} examples a client (median {np.median(sizes):g})",
             f"engine {config.engine.name}, {self.experiment.engine_choice.name} training",
         ]
         skew = self._population.get("label_skew")
@@ -248,6 +261,11 @@ class Recorder:
             {name: layout.named_vector(v) for name, v in strategy.vectors().items()},
             rows,
         )
+
+
+def _test_metrics(measured: Measurement) -> dict[str, float]:
+    names = ("loss", "accuracy", "ece", "brier")
+    return {f"test_{name}": getattr(measured, name) for name in names}
 
 
 def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrategy:

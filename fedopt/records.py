@@ -75,6 +75,13 @@ def integers(config: ConfigRecord, key: str) -> list[int]:
     return [int(v) for v in value]
 
 
+def numbers(config: ConfigRecord, key: str) -> list[float]:
+    """Return a list of numbers of a record (a missing or empty list is [])."""
+    value = config.get(key, [])
+    assert isinstance(value, list)
+    return [float(v) for v in value]
+
+
 def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         # Arrays in shared memory are read-only; torch warns of writes that we never make.

@@ -173,7 +173,7 @@ def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
         if questions:
             strategy.aggregate_evaluate(round, grid.send_and_receive(questions))
         is_measured = round % config.evaluation.every == 0 or round == config.rounds
-        metrics = recorder.evaluate(evaluator, strategy.state) if is_measured else {}
+        metrics = recorder.evaluate(evaluator, grid, arrays) if is_measured else {}
         recorder.record(strategy.record, metrics)
 
 

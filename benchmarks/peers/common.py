@@ -151,9 +151,7 @@ def build_model(workload: Workload) -> torch.nn.Module:
     }
     model = nn.Sequential(*layers[workload.model])
     with torch.no_grad():
-        for parameter, value in zip(
-            model.parameters(), starting_parameters(workload), strict=True
-        ):
+        for parameter, value in zip(model.parameters(), starting_parameters(workload), strict=True):
             parameter.copy_(torch.from_numpy(value))
     return model
 

@@ -16,11 +16,12 @@ from fedopt.client.messages import decode_request, encode_outcome, text
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
+from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.records import from_record, integers
-from fedopt.server.evaluation import Evaluator
+from fedopt.server.evaluation import Evaluator, encode_outputs
 
 
 class Node:
@@ -35,6 +36,7 @@ class Node:
         self._source: str | None = None
         self._trainer: Trainer | None = None
         self._evaluator: Evaluator | None = None
+        self._test: Examples | None = None
 
     def train(self, message: Message) -> Message:
         """Train the blocks that a message names."""
@@ -56,15 +58,9 @@ class Node:
         """Evaluate the model on the validation splits of the clients that a message names."""
         config = message.content.config_records["config"]
         experiment = self._prepare(text(config, "experiment"))[0]
-        if self._evaluator is None:
-            self._evaluator = Evaluator(experiment)
-        arrays = message.content["arrays"]
-        assert isinstance(arrays, ArrayRecord)
-        state = self._evaluator.layout.state(from_record(arrays))
+        evaluator, state = self._evaluation(message)
         clients = integers(config, "clients")
-        measured = [
-            self._evaluator.measure(state, experiment.population.validation(c)) for c in clients
-        ]
+        measured = [evaluator.measure(state, experiment.population.validation(c)) for c in clients]
         columns: dict[str, list[int] | list[float]] = {
             "client": clients,
             "examples": [m.examples for m in measured],
@@ -75,6 +71,26 @@ class Node:
         for name, values in columns.items():
             record[name] = values
         return Message(RecordDict({"clients": record}), reply_to=message)
+
+    def evaluate_test(self, message: Message) -> Message:
+        """Evaluate the model on the batches of the test set that a message names."""
+        config = message.content.config_records["config"]
+        experiment = self._prepare(text(config, "experiment"))[0]
+        evaluator, state = self._evaluation(message)
+        if self._test is None:
+            self._test = experiment.population.test()
+        assert self._test is not None
+        outputs = evaluator.outputs(state, self._test, integers(config, "batches"))
+        return Message(encode_outputs(outputs), reply_to=message)
+
+    def _evaluation(self, message: Message) -> tuple[Evaluator, ModelState]:
+        """Return the evaluator and the model that a message brings."""
+        assert self._experiment is not None
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._experiment)
+        arrays = message.content["arrays"]
+        assert isinstance(arrays, ArrayRecord)
+        return self._evaluator, self._evaluator.layout.state(from_record(arrays))
 
     @property
     def _config(self) -> Config:
@@ -89,6 +105,7 @@ class Node:
                 raise ConfigError("the message brings no experiment, and the node has none")
             self._experiment = Experiment.from_config(Config.from_tree(json.loads(source)))
             self._source, self._trainer, self._evaluator = source, None, None
+            self._test = None
         if self._trainer is None:
             self._trainer = self._experiment.trainer()
         return self._experiment, self._trainer
@@ -113,5 +130,10 @@ def client_app(experiment: Experiment | None = None) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         return node.evaluate(message)
+
+    @app.evaluate("test")
+    def evaluate_test(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        return node.evaluate_test(message)
 
     return app

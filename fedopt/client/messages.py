@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Block, BlockSums, Failure, Reports, TrainingOutcome
-from fedopt.records import from_record, integers, to_record
+from fedopt.records import from_record, integers, numbers, to_record
 
 
 @dataclass(frozen=True)
@@ -173,13 +173,6 @@ def text(config: ConfigRecord, key: str) -> str | None:
     """Return a string of a config record, or None where there is none."""
     value = config.get(key)
     return str(value) if value is not None else None
-
-
-def numbers(config: ConfigRecord | MetricRecord, key: str) -> list[float]:
-    """Return a list of numbers of a record (a missing or empty list is [])."""
-    value = config.get(key, [])
-    assert isinstance(value, list)
-    return [float(v) for v in value]
 
 
 def _tensors(content: RecordDict, key: str) -> dict[str, Tensor]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedopt.analysis.metrics import classification_metrics
 from fedopt.data.population import Examples
+from fedopt.errors import RunError
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
+from fedopt.records import from_record, integers, numbers, to_record
 
 if TYPE_CHECKING:
     from fedopt.experiment import Experiment
@@ -35,6 +41,21 @@ class Measurement:
     brier: float = math.nan
 
 
+@dataclass(frozen=True)
+class BatchOutput:
+    """What the evaluation of one batch gave.
+
+    Args:
+        batch: its number.
+        loss_sum: sum of the losses of its examples.
+        logits: the model's output `[B, classes]` on the CPU; None for regression.
+    """
+
+    batch: int
+    loss_sum: float
+    logits: Tensor | None
+
+
 class Evaluator:
     """Evaluates states of the experiment's model.
 
@@ -56,31 +77,90 @@ class Evaluator:
         """The layout of the model's parameters."""
         return self._bound.layout
 
-    @torch.no_grad()
+    def batches(self, examples: Examples) -> int:
+        """Return the number of batches that some examples are evaluated in."""
+        return -(-len(examples.y) // self._batch_size)
+
     def measure(self, state: ModelState, examples: Examples) -> Measurement:
         """Evaluate the model with the values of `state` on some examples."""
+        outputs = self.outputs(state, examples, range(self.batches(examples)))
+        return self.combine(outputs, examples)
+
+    @torch.no_grad()
+    def outputs(
+        self, state: ModelState, examples: Examples, batches: Iterable[int]
+    ) -> list[BatchOutput]:
+        """Return loss and outputs of some batches; each is the same wherever it is evaluated."""
+        self._bound.load(state)
+        inputs, targets = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+        found = []
+        for batch in batches:
+            part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+            output = self._bound.module(inputs[part].to(self._device))
+            batch_targets = targets[part].to(self._device)
+            loss_sum = float(self._loss(output, batch_targets)) * len(batch_targets)
+            is_kept = self._is_classification and output.dim() == 2
+            found.append(BatchOutput(batch, loss_sum, output.cpu() if is_kept else None))
+        return found
+
+    def combine(self, outputs: Sequence[BatchOutput], examples: Examples) -> Measurement:
+        """Return what all batches of some examples come to."""
         count = len(examples.y)
         if not count:
             return Measurement(0)
-        self._bound.load(state)
-        inputs, targets = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
-        outputs, loss_sum = [], 0.0
-        for first in range(0, count, self._batch_size):
-            part = slice(first, first + self._batch_size)
-            output = self._bound.module(inputs[part].to(self._device))
-            batch_targets = targets[part].to(self._device)
-            loss_sum += float(self._loss(output, batch_targets)) * len(batch_targets)
-            if self._is_classification:
-                outputs.append(output.cpu())
-        if not outputs or outputs[0].dim() != 2:
-            return Measurement(count, loss=loss_sum / count)
-        logits = torch.cat(outputs)
+        ordered = sorted(outputs, key=lambda output: output.batch)
+        loss = math.fsum(output.loss_sum for output in ordered) / count
+        kept = [output.logits for output in ordered if output.logits is not None]
+        if not kept:
+            return Measurement(count, loss=loss)
+        logits, targets = torch.cat(kept), torch.from_numpy(examples.y)
         if not self._is_cross_entropy:
             accuracy = float((logits.argmax(1) == targets).double().mean())
-            return Measurement(count, loss_sum / count, accuracy)
+            return Measurement(count, loss, accuracy)
         if not torch.isfinite(logits).all():
             return Measurement(count, loss=math.inf)
         metrics = classification_metrics(logits, targets)
         return Measurement(
             count, metrics["loss"], metrics["accuracy"], metrics["ece"], metrics["brier"]
         )
+
+
+def measure_on_grid(
+    grid: Grid, evaluator: Evaluator, arrays: ArrayRecord, test: Examples, config: ConfigRecord
+) -> Measurement:
+    """Evaluate on the test set, its batches shared out over the nodes of a simulation.
+
+    The batches are those of `Evaluator.measure`, so that the result has the same bits.
+    """
+    nodes = sorted(grid.get_node_ids())
+    batches = list(range(evaluator.batches(test)))
+    messages = []
+    for position, node in enumerate(nodes[: len(batches)]):
+        own = ConfigRecord(dict(config))
+        own["batches"] = batches[position :: len(nodes)]
+        content = RecordDict({"arrays": arrays, "config": own})
+        messages.append(Message(content, dst_node_id=node, message_type="evaluate.test"))
+    outputs = []
+    for reply in grid.send_and_receive(messages):
+        if reply.has_error():
+            raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
+        record, logits = reply.content["batches"], reply.content.array_records["logits"]
+        assert isinstance(record, ConfigRecord)
+        tensors = from_record(logits)
+        for batch, loss_sum in zip(
+            integers(record, "batches"), numbers(record, "loss_sums"), strict=True
+        ):
+            outputs.append(BatchOutput(batch, loss_sum, tensors.get(str(batch))))
+    return evaluator.combine(outputs, test)
+
+
+def encode_outputs(outputs: Sequence[BatchOutput]) -> RecordDict:
+    """Return the reply to an `evaluate.test` message."""
+    logits = {str(o.batch): o.logits for o in outputs if o.logits is not None}
+    batches = ConfigRecord(
+        {
+            "batches": [o.batch for o in outputs],
+            "loss_sums": [o.loss_sum for o in outputs],
+        }
+    )
+    return RecordDict({"batches": batches, "logits": to_record(logits)})

@@ -1,0 +1,181 @@
+"""Where a round's time goes, inline and with Ray.
+
+`python -m benchmarks.profile_round` puts clocks around the seams of a round and prints the median
+milliseconds of each stage. In workers the longest share counts: the round waits for it. Stages of
+a worker are parts of its total; "elsewhere" is what no clock saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from rich.console import Console
+
+from benchmarks.contenders import Fedopt
+from benchmarks.measuring import Row, machine, quartiles, show, warn_if_busy, write_csv
+from benchmarks.workloads import WORKLOADS, Workload, find
+from fedopt.simulation import ray_grid
+from fedopt.simulation.ray_grid import Worker
+
+ROUNDS = {"W1": 40, "W2": 8, "W3": 100}
+WARM_UP = 5
+TIMING = "timing"
+STAGES = ("decode", "plan", "data", "training", "sums", "encode")
+
+
+class Clocks:
+    """Seconds by stage, since they were last taken."""
+
+    seconds: ClassVar[defaultdict[str, float]] = defaultdict(float)
+    placed: ClassVar[bool] = False
+
+    @classmethod
+    def around(cls, owner: Any, name: str, stage: str) -> None:
+        """Put a clock around a function or method."""
+        original: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return original(*arguments, **keywords)
+            finally:
+                cls.seconds[stage] += time.perf_counter() - began
+
+        setattr(owner, name, timed)
+
+    @classmethod
+    def take(cls) -> dict[str, float]:
+        """Return the seconds, and start again from zero."""
+        taken = dict(cls.seconds)
+        cls.seconds.clear()
+        return taken
+
+    @classmethod
+    def place(cls) -> None:
+        """Put clocks around what a node does, once a process."""
+        if cls.placed:
+            return
+        cls.placed = True
+        from fedopt.client import app
+        from fedopt.client.loop import LoopEngine
+        from fedopt.client.stacked import StackedEngine
+        from fedopt.client.trainer import Trainer
+        from fedopt.data.arrays import ArrayPopulation
+
+        cls.around(app, "decode_request", "decode")
+        cls.around(app, "encode_outcome", "encode")
+        cls.around(Trainer, "_plans", "plan")
+        cls.around(Trainer, "_add", "sums")
+        cls.around(ArrayPopulation, "train_many", "data")
+        cls.around(LoopEngine, "train", "training")
+        cls.around(StackedEngine, "train", "training")
+
+
+class TimedWorker(Worker):
+    """A worker that sends its clocks along with its reply."""
+
+    def handle(self, message: Message, names: list[str], *records: ArrayRecord) -> Message:
+        """Answer a message."""
+        Clocks.place()
+        Clocks.take()
+        began = time.perf_counter()
+        reply = super().handle(message, names, *records)
+        total = time.perf_counter() - began
+        reply.content[TIMING] = MetricRecord({**Clocks.take(), "total": total})
+        return reply
+
+
+def profile(workload: Workload, rounds: int, **engine: Any) -> dict[str, float]:
+    """Return the median milliseconds of each stage of a round."""
+    Clocks.place()
+    ray_grid.Worker = TimedWorker  # type: ignore[misc]
+    run = Fedopt("profiled", workload.experiment(**engine))
+    grid: Any = run.grid
+    is_ray = engine["name"] == "ray"
+    Clocks.around(run.recorder.strategy, "configure_train", "sample and encode")
+    Clocks.around(run.recorder.strategy, "aggregate_train", "aggregate")
+    Clocks.around(run.recorder, "record", "record")
+    Clocks.around(grid, "send_and_receive", "exchange")
+    if is_ray:
+        Clocks.around(grid, "_share", "share arrays")
+    replies: list[Message] = []
+    exchange = grid.exchange
+
+    def kept(messages: Sequence[Message]) -> list[Message]:
+        replies[:] = exchange(messages)
+        return replies
+
+    grid.exchange = kept
+    seen: defaultdict[str, list[float]] = defaultdict(list)
+    for number in range(rounds + WARM_UP):
+        Clocks.take()
+        began = time.perf_counter()
+        run.round()
+        total = time.perf_counter() - began
+        if number < WARM_UP:
+            continue
+        stages = Clocks.take()
+        if is_ray:
+            shares: list[Any] = [reply.content[TIMING] for reply in replies]
+            longest = max(shares, key=lambda share: float(share["total"]))
+            node = float(longest["total"])
+            inside = {stage: float(longest.get(stage, 0.0)) for stage in STAGES}
+            exchanged = stages["exchange"] - stages["share arrays"] - node
+            stages = {**stages, **inside, "transport": exchanged}
+        else:
+            node = stages["exchange"]
+        inner = sum(stages.get(stage, 0.0) for stage in STAGES)
+        stages["elsewhere in the node"] = node - inner
+        stages["round"] = total
+        for stage, value in stages.items():
+            seen[stage].append(value)
+    run.close()
+    return {stage: 1e3 * quartiles(values)[1] for stage, values in seen.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--quick", action="store_true", help="few clients and rounds")
+    parser.add_argument("--without", nargs="+", choices=["ray"], default=[])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    console = Console(width=150)
+    facts = machine()
+    warn_if_busy(console)
+    columns: dict[str, dict[str, float]] = {}
+    for name in options.workloads:
+        workload = find(name, options.quick)
+        rounds = options.rounds or (3 if options.quick else ROUNDS[name])
+        columns[f"{name} inline"] = profile(workload, rounds, name="inline")
+        if "ray" not in options.without:
+            columns[f"{name} Ray x2"] = profile(workload, rounds, name="ray", workers=2)
+    order = [
+        "sample and encode", "share arrays", "transport", *STAGES, "elsewhere in the node",
+        "aggregate", "record", "round",
+    ]  # fmt: skip
+    rows: list[Row] = [
+        {"stage, ms": stage, **{name: column.get(stage) for name, column in columns.items()}}
+        for stage in order
+    ]
+    show(console, "where a round's time goes", rows)
+    write_csv(options.out / "profile.csv", rows, facts)
+    return 0
+
+
+if __name__ == "__main__":
+    # Workers find their class by import: in `__main__` it would be sent by value.
+    from benchmarks import profile_round
+
+    sys.exit(profile_round.main())
