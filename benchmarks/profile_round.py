@@ -96,10 +96,11 @@ class TimedWorker(Worker):
 def profile(workload: Workload, rounds: int, **engine: Any) -> dict[str, float]:
     """Return the median milliseconds of each stage of a round."""
     Clocks.place()
-    ray_grid.Worker = TimedWorker  # type: ignore[misc]
+    is_ray = engine["name"] == "ray"
+    if is_ray:
+        ray_grid.Worker = TimedWorker  # type: ignore[misc]
     run = Fedopt("profiled", workload.experiment(**engine))
     grid: Any = run.grid
-    is_ray = engine["name"] == "ray"
     Clocks.around(run.recorder.strategy, "configure_train", "sample and encode")
     Clocks.around(run.recorder.strategy, "aggregate_train", "aggregate")
     Clocks.around(run.recorder, "record", "record")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -213,8 +212,16 @@ def memory_of(task: str, clients: int, cohort: int, strategy: str, count: int) -
         run.round()
     pss = tree_pss_mib(os.getpid())
     run.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"peak_rss_mib": peak, "tree_pss_mib": pss}
+    return {"peak_rss_mib": peak_rss_mib(), "tree_pss_mib": pss}
+
+
+def peak_rss_mib() -> float:
+    """Return the peak resident set of this process, in MiB (Linux).
+
+    `getrusage` would give that of the process that started this one, where it was larger.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def tree_pss_mib(root: int) -> float:

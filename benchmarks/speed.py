@@ -96,7 +96,7 @@ def table(workload: Workload, seconds: dict[str, list[float]], far: dict[str, fl
     middle = {name: quartiles(times)[1] for name, times in seconds.items()}
     bare, stock = middle[parts.Bare.name], middle.get(FLOWER)
     reference = middle.get(parts.Reference.name)
-    rows = []
+    rows: list[Row] = []
     for name, times in seconds.items():
         low, median, high = quartiles(times)
         rows.append(
@@ -116,25 +116,37 @@ def table(workload: Workload, seconds: dict[str, list[float]], far: dict[str, fl
 
 
 def draw(tables: dict[str, list[Row]], path: Path) -> None:
-    """Draw the ratios to the plain loop, one panel a workload."""
+    """Draw the ratios to the plain loop, one panel a workload; bars begin at the loop's speed."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(str(r["contender"]) for rows in tables.values() for r in rows))
-    colours = dict(zip(names, COLOURS, strict=False))
-    figure = Figure(figsize=(4.6 * len(tables) + 1.8, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axis, (name, rows) in zip(axes, tables.items(), strict=True):
-        rows = rows[::-1]
-        shown = [str(row["contender"]) for row in rows]
-        ratios = [float(str(row["x bare"])) for row in rows]
-        bars = axis.barh(shown, ratios, color=[colours[n] for n in shown])
-        axis.bar_label(bars, [f"{ratio:.2g}x" for ratio in ratios], padding=3)
+    places = {name: -position for position, name in enumerate(names)}
+    figure = Figure(figsize=(3.2 * len(tables) + 2.4, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(tables), squeeze=False, sharey=True)[0]
+    for axis, (workload, rows) in zip(axes, tables.items(), strict=True):
+        ratios = {str(row["contender"]): float(str(row["x bare"])) for row in rows}
+        for name, ratio in ratios.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
+            axis.barh(places[name], ratio - 1, left=1, color=colour, height=0.7)
+            axis.annotate(
+                f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x",
+                (ratio, places[name]),
+                xytext=(4 if ratio >= 1 else -4, 0),
+                textcoords="offset points",
+                ha="left" if ratio >= 1 else "right",
+                va="center",
+                fontsize=9,
+            )
         axis.set_xscale("log")
-        axis.set_xlim(min(ratios) / 1.5, max(ratios) * 3)
-        axis.axvline(1, color="0.4", linewidth=0.8)
-        axis.set_title(f"{name}: {WORKLOADS[name].description.split(',')[0]}", fontsize=10)
-        axis.set_xlabel("clients a second, relative to the plain loop")
-        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlim(min(ratios.values()) / 4, max(ratios.values()) * 4)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.axvline(1, color="0.3", linewidth=0.8)
+        axis.set_yticks(list(places.values()), names)
+        axis.tick_params(axis="y", length=0)
+        axis.set_title(f"{workload}: {WORKLOADS[workload].title}", fontsize=10)
+        axis.set_xlabel("speed relative to a plain loop", fontsize=9)
+        axis.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 

@@ -32,6 +32,7 @@ class Workload:
 
     Args:
         name: short name.
+        title: a word or two, for figures.
         description: for people.
         clients: N, the population.
         cohort: K, clients a round.
@@ -44,6 +45,7 @@ class Workload:
     """
 
     name: str
+    title: str
     description: str
     clients: int
     cohort: int
@@ -112,6 +114,7 @@ WORKLOADS = {
     for w in (
         Workload(
             "W1",
+            "perceptron",
             "perceptron 784-200-200-10, 20 of 100 clients, 6 steps of 10",
             clients=100,
             cohort=20,
@@ -122,6 +125,7 @@ WORKLOADS = {
         ),
         Workload(
             "W2",
+            "convolutions",
             "CNN of McMahan et al. (2017), 1,663,370 parameters, 10 of 100 clients, 6 steps of 10",
             clients=100,
             cohort=10,
@@ -131,6 +135,7 @@ WORKLOADS = {
         ),
         Workload(
             "W3",
+            "logistic regression",
             "logistic regression 60-10, 100 of 1,000 clients, 2 steps of 10",
             clients=1000,
             cohort=100,

@@ -108,7 +108,9 @@ class Recorder:
         self._initial = self._measured(evaluator, layout.state(initial))
         if self._checkpoints:
             latest = self._checkpoints[-1]
-            arrays = to_record(latest.arrays)
+            # In the model's order: a checkpoint's file holds them sorted by name, and the flat
+            # vectors of the nodes are in the model's.
+            arrays = to_record(layout.named(layout.state(latest.arrays)))
             rows = {c.round: c.client_rows for c in self._checkpoints}
             self.strategy.prepare(arrays, rows)
             self.strategy.load_vectors(latest.vectors)

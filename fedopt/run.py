@@ -146,6 +146,7 @@ def execute(
         resume: go on from the newest checkpoint in `directory`.
     """
     grid_class = get("engines", experiment.config.engine.name).load()
+    grid_class.check(experiment)
     with (
         single_thread(),
         Recorder(experiment, directory, progress, keep_parameters, resume) as recorder,

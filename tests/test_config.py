@@ -193,7 +193,9 @@ def test_configurations_survive_toml_and_json(tree: dict[str, Any]) -> None:
     ("key", "name"), [(key, name) for key, names in VALUES.items() for name in names]
 )
 @given(data=st.data())
-def test_every_option_of_every_entry_survives_toml(key: str, name: str, data: st.DataObject) -> None:
+def test_every_option_of_every_entry_survives_toml(
+    key: str, name: str, data: st.DataObject
+) -> None:
     table = data.draw(st.fixed_dictionaries({"name": st.just(name), **VALUES[key][name]}))
     tree: dict[str, Any] = {"local": {"optimizer": table}} if "." in key else {key: table}
     config = Config.from_tree(tree)
@@ -455,7 +457,7 @@ def test_a_missing_file_names_its_neighbour(file: Path) -> None:
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("rounds = = 3")
-    with pytest.raises(ConfigError, match="broken.toml.* is not TOML"):
+    with pytest.raises(ConfigError, match=r"broken\.toml.* is not TOML"):
         load(tmp_path / "broken.toml")
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path)

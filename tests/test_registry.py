@@ -79,4 +79,6 @@ def test_bad_paths_of_objects_are_explained(path: str, words: str) -> None:
 
 
 def test_objects_are_found_by_path() -> None:
-    assert import_object("collections:OrderedDict.keys") is __import__("collections").OrderedDict.keys
+    assert (
+        import_object("collections:OrderedDict.keys") is __import__("collections").OrderedDict.keys
+    )

@@ -1,0 +1,1 @@
+"""Other federated-learning frameworks, timed beside the same bare torch loop."""

@@ -123,7 +123,7 @@ def starting_parameters(workload: Workload) -> Arrays:
 
 
 def build_model(workload: Workload) -> torch.nn.Module:
-    """The torch model, holding the starting parameters."""
+    """Build the torch model; it holds the starting parameters."""
     import torch
     from torch import nn
 
@@ -157,7 +157,7 @@ def build_model(workload: Workload) -> torch.nn.Module:
 
 
 def parameters_of(model: torch.nn.Module) -> Arrays:
-    """Copies of a torch model's parameters."""
+    """Copy a torch model's parameters."""
     return [p.detach().cpu().numpy().copy() for p in model.parameters()]
 
 
@@ -201,7 +201,7 @@ class BareLoop:
         return time.perf_counter() - start
 
     def values(self) -> Arrays:
-        """Copies of the global parameters."""
+        """Copy the global parameters."""
         return [g.numpy().copy() for g in self.globals]
 
 
@@ -236,24 +236,60 @@ class BareProcess:
             self._process.stdin.close()
         self._process.wait(timeout=30)
 
-    def _ask(self, request: dict[str, object]) -> float:
+    def send(self, request: dict[str, object]) -> None:
+        """Ask for something, without waiting for it."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return float(json.loads(self._process.stdout.readline()))
+
+    def answer(self) -> float:
+        """Wait for the answer to the oldest open request."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the process of the bare loop ended")
+        return float(json.loads(line))
 
     def round(self, clients: Sequence[int]) -> float:
         """Run one round there; its own clock gives the seconds."""
-        return self._ask({"clients": list(clients)})
+        self.send({"clients": list(clients)})
+        return self.answer()
 
     def values(self) -> Arrays:
-        """Copies of the global parameters."""
+        """Copy the global parameters."""
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "values.npz")
-            count = int(self._ask({"save": path}))
+            self.send({"save": path})
+            count = int(self.answer())
             with np.load(path) as saved:
                 return [saved[f"arr_{i}"] for i in range(count)]
+
+
+class BarePair:
+    """Two bare loops in two processes, half of the cohort each: a bound for two-process peers.
+
+    The two means are not brought together, so the time holds no exchange between the processes.
+    """
+
+    def __init__(self, python: str, workload: Workload) -> None:
+        self._pair = (BareProcess(python, workload), BareProcess(python, workload))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._pair:
+            process.__exit__()
+
+    def round(self, clients: Sequence[int]) -> float:
+        """Run both halves at once; returns seconds until both are done."""
+        half = len(clients) // 2
+        start = time.perf_counter()
+        for process, part in zip(self._pair, (clients[:half], clients[half:]), strict=True):
+            process.send({"clients": list(part)})
+        for process in self._pair:
+            process.answer()
+        return time.perf_counter() - start
 
 
 @dataclass
@@ -268,6 +304,8 @@ class Row:
     clients_per_s: float | None = None
     bare_clients_per_s: float | None = None
     ratio: float | None = None
+    two_bare_clients_per_s: float | None = None
+    ratio_to_two: float | None = None
     best_clients_per_s: float | None = None
     steps_per_client: float | None = None
     max_abs_difference: float | None = None
@@ -289,6 +327,7 @@ class Referee:
         rounds: int,
         warmup: int,
         reference: Reference | None = None,
+        pair: BarePair | None = None,
         count_steps: bool = True,
         server_steps: int = 0,
     ) -> None:
@@ -298,6 +337,8 @@ class Referee:
         self.reference: Reference = reference or BareLoop(workload)
         self.peer_seconds: list[float] = []
         self.bare_seconds: list[float] = []
+        self.pair = pair
+        self.pair_seconds: list[float] = []
         self.difference: float | None = None
         self.steps_per_client: float | None = None
         self._server_steps = server_steps
@@ -320,6 +361,8 @@ class Referee:
         if self.difference is None:
             pairs = zip(parameters(), self.reference.values(), strict=True)
             self.difference = max(float(np.abs(a - b).max()) for a, b in pairs)
+        if self.pair is not None:
+            self.pair_seconds.append(self.pair.round(clients))
         self._start = time.perf_counter()
         return len(self.peer_seconds) >= self.total
 
@@ -332,6 +375,10 @@ class Referee:
         row.best_clients_per_s = self.workload.cohort / min(self.peer_seconds[self.warmup :])
         row.bare_clients_per_s = self.workload.cohort / bare
         row.ratio = bare / peer
+        if self.pair_seconds:
+            pair = statistics.median(self.pair_seconds[self.warmup :])
+            row.two_bare_clients_per_s = self.workload.cohort / pair
+            row.ratio_to_two = pair / peer
         row.max_abs_difference = self.difference
         if row.steps_per_client is None:
             row.steps_per_client = self.steps_per_client

@@ -14,18 +14,18 @@ from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-import torch  # noqa: E402
-from blazefl.contrib.fedavg import (  # noqa: E402
+import torch
+from blazefl.contrib.fedavg import (
     FedAvgBaseClientTrainer,
     FedAvgBaseServerHandler,
     FedAvgPartitionType,
     FedAvgProcessPoolClientTrainer,
     FedAvgThreadPoolClientTrainer,
 )
-from blazefl.core import IPCMode, ModelSelector, PartitionedDataset  # noqa: E402
-from torch.utils.data import DataLoader, Dataset, TensorDataset  # noqa: E402
+from blazefl.core import IPCMode, ModelSelector, PartitionedDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from benchmarks.peers import common  # noqa: E402
+from benchmarks.peers import common
 
 Trainer = FedAvgBaseClientTrainer | FedAvgProcessPoolClientTrainer | FedAvgThreadPoolClientTrainer
 
@@ -112,8 +112,15 @@ def main() -> None:
     common.one_thread()
     workload = options.workload
     _loaders(workload.name)
+    pair = None
+    if options.mode != "one process":
+        pair = common.BarePair(options.reference_python, workload)
     referee = common.Referee(
-        workload, options.rounds, options.warmup, count_steps=options.mode != "two processes"
+        workload,
+        options.rounds,
+        options.warmup,
+        pair=pair,
+        count_steps=options.mode != "two processes",
     )
     handler = _Handler(
         model_selector=_Models(),
@@ -135,6 +142,8 @@ def main() -> None:
             for package in trainer.uplink_package():
                 handler.load(package)
             referee.round_done(lambda: common.parameters_of(handler.model))
+    if pair is not None:
+        pair.__exit__()
     row = common.Row("blazefl", options.mode, workload.name)
     row.processes = 2 if options.mode == "two processes" else 1
     row.versions = common.versions("blazefl", "torch", "numpy")

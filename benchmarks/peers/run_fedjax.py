@@ -14,17 +14,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 with contextlib.suppress(AttributeError, OSError):  # only some systems can hold a process to a core
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 if not hasattr(jax, "tree_map"):  # FedJAX calls it by its old name
     jax.tree_map = jax.tree_util.tree_map
 
-import fedjax  # noqa: E402
-from fedjax.algorithms import fed_avg  # noqa: E402
+import fedjax
+from fedjax.algorithms import fed_avg
 
-from benchmarks.peers import common  # noqa: E402
+from benchmarks.peers import common
 
 Parameters = list[Any]
 

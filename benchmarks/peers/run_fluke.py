@@ -19,7 +19,7 @@ from fluke.server import Server  # noqa: E402
 from fluke.utils import FederationObserver  # noqa: E402
 
 
-class _AllRoundsDone(Exception):
+class _RoundsAreOverError(Exception):
     """Leaves fluke's loop before its final evaluation of every client."""
 
 
@@ -30,7 +30,7 @@ class _AfterRound(FederationObserver):
 
     def end_round(self, round: int) -> None:
         if self.referee.round_done(lambda: common.parameters_of(self.model)):
-            raise _AllRoundsDone
+            raise _RoundsAreOverError
 
 
 def _server_for(workload: common.Workload) -> type[Server]:
@@ -97,7 +97,7 @@ def main() -> None:
     referee.start()
     try:
         algorithm.run(referee.total, workload.cohort / workload.clients, finalize=False)
-    except _AllRoundsDone:
+    except _RoundsAreOverError:
         environment.close_cache()
     row = common.Row("fluke", options.mode, workload.name)
     row.versions = common.versions("fluke-fl", "torch", "numpy")

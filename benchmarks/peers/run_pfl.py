@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
@@ -82,16 +81,18 @@ def main() -> None:
         Dataset((torch.from_numpy(features[k]), torch.from_numpy(labels[k])), user_id=str(k))
         for k in range(workload.clients)
     ]
-    np.random.seed(common.SEED)
     ids = _user_ids(workload)
     population = FederatedDataset(users.__getitem__, lambda: next(ids))
     model = _Net(common.build_model(workload))
-    referee = None
+    referee = pair = None
     if rank == 0:
+        if distributed:
+            pair = common.BarePair(options.reference_python, workload)
         referee = common.Referee(
             workload,
             options.rounds,
             options.warmup,
+            pair=pair,
             count_steps=not distributed,
             server_steps=1,  # the server applies the mean update by one step of its optimiser
         )
@@ -115,8 +116,9 @@ def main() -> None:
     if referee is not None:
         row = common.Row("pfl", options.mode, workload.name, processes=1 + distributed)
         row.versions = common.versions("pfl", "torch", "numpy")
-        row.note = "the reference is one loop in one process"
         options.write(referee.fill(row))
+    if pair is not None:
+        pair.__exit__()
     if distributed:
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()

@@ -2,7 +2,7 @@
 
 A checkpoint holds the model, the strategy's vectors, the index of client state and the cumulative
 counts. Nothing random is in it: all draws derive from the seed. The file is a safetensors file
-whose header carries the counts and a SHA-256 of the tensors.
+whose header carries the counts and a SHA-256 of both.
 """
 
 from __future__ import annotations
@@ -52,11 +52,8 @@ class Checkpoint:
         tensors |= {f"vectors/{name}": v.contiguous() for name, v in self.vectors.items()}
         pairs = sorted(self.client_rows.items())
         tensors["client_rows"] = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-        metadata = {
-            "round": str(self.round),
-            "totals": json.dumps(dict(self.totals)),
-            "sha256": digest(tensors),
-        }
+        facts = json.dumps({"round": self.round, "totals": dict(self.totals)})
+        metadata = {"facts": facts, "sha256": _checksum(tensors, facts)}
         path = folder / f"round_{self.round:06d}.safetensors"
         write_atomically(path, save(tensors, metadata))
         return path
@@ -74,15 +71,17 @@ class Checkpoint:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path.name} cannot be read: {error}") from error
-        if digest(tensors) != metadata.get("sha256"):
+        facts = metadata.get("facts", "")
+        if _checksum(tensors, facts) != metadata.get("sha256"):
             raise ValueError(f"{path.name} does not match its checksum")
+        known = json.loads(facts)
         rows = tensors.pop("client_rows").tolist()
         return cls(
-            int(metadata["round"]),
+            known["round"],
             _under(tensors, "model/"),
             _under(tensors, "vectors/"),
             dict(rows),
-            json.loads(metadata["totals"]),
+            known["totals"],
         )
 
 
@@ -115,6 +114,10 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    return hashlib.sha256(f"{digest(tensors)}|{facts}".encode()).hexdigest()
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedopt.experiment import Experiment
+
 SERVER_NODE_ID = 1
 
 
@@ -40,6 +42,14 @@ class DirectGrid(Grid):
         self._run = FlowerRun.create_empty(TaskIdentity.run_id)
         self._replies: dict[str, Message] = {}
         self._sent = 0
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Refuse what the grid cannot start with, before anything is written.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     @abstractmethod
     def exchange(self, messages: Sequence[Message]) -> list[Message]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ log = logging.getLogger("fedopt")
 
 MAX_DEATHS = 5
 """Deaths of workers on one message, after which the run is given up."""
+
+CONNECT_SECONDS = 10.0
+"""How long the machine at `engine.address` may take to answer."""
 
 SHARED_NBYTES = 64 * 1024
 """Records from this size on are put in shared memory once; smaller ones travel in the message."""
@@ -93,6 +97,24 @@ class RayGrid(DirectGrid):
         self._options = {"num_cpus": 1, "num_gpus": min(gpus, 1.0)}
         self._experiment = ray.put(experiment)
         self._workers = {node: self._spawn(node) for node in self.get_node_ids()}
+
+    @classmethod
+    def check(cls, experiment: Experiment) -> None:
+        """Refuse a cluster's address that nobody listens at: Ray itself would wait on and on.
+
+        Raises:
+            ConfigError: nobody answers at `engine.address`.
+        """
+        address = experiment.config.engine.address
+        host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+        if not colon or not port.isdigit():  # none, "auto", or for Ray to judge
+            return
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f'no Ray cluster at "{address}": {error}', key="engine.address"
+            ) from error
 
     def exchange(self, messages: Sequence[Message]) -> list[Message]:
         """Have the workers answer; replace those that die and send their messages again.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from fedopt import registry
 from fedopt.cli import app
 
 from .pages import PAGES, ROOT, Block, blocks, name
@@ -32,7 +33,13 @@ PAGES_WITH_CODE = [
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return an empty working folder, from which modules can be imported."""
+    """Return an empty working folder, from which modules can be imported.
+
+    Modules imported from there and what they registered are forgotten afterwards.
+    """
+    registry.fill()
+    for kind, table in registry._entries.items():
+        monkeypatch.setitem(registry._entries, kind, dict(table))
     shutil.copytree(ROOT / "simulations", tmp_path / "simulations")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -55,7 +55,7 @@ CASES = {
     "below the range": (["partition.alpha=0"], ["partition.alpha", "got 0", "> 0"]),
     "fraction above one": (["clients_per_round=1.5"], ["clients_per_round", "1.5", "(0, 1]"]),
     "no rounds": (["rounds=0"], ["rounds", "got 0", ">= 1"]),
-    "two amounts": (["local.steps=3"], ["local.epochs", "local.steps", "exclude"]),
+    "two amounts": (["local.steps=3"], ["local.steps", "epochs", "exclude"]),
     "not key=value": (["rounds"], ["rounds"]),
     "value as table": (["rounds.x=1"], ["rounds", "not a table"]),
     "two problems": (["rounds=0", "sead=1"], ["rounds: got 0", 'Did you mean "seed"?']),
@@ -94,7 +94,7 @@ CASES = {
     ),
     "scaffold by examples": (
         ["strategy=scaffold", "strategy.weighting=examples"],
-        ["strategy", "weighting", "uniform", "strategy.force"],
+        ["strategy.weighting", "examples", "uniform", "force"],
     ),
     "scaffold with adam": (
         ["strategy=scaffold", "local.optimizer=adam"],

@@ -58,7 +58,9 @@ def simulate(strategy, engine, workers=None, **more):
 def living_actors():
     """Return the actors of workers that are not dead (or do not die within seconds)."""
     for _ in range(100):
-        found = [a for a in list_actors(filters=[("state", "!=", "DEAD")]) if "Worker" in a.class_name]
+        found = [
+            a for a in list_actors(filters=[("state", "!=", "DEAD")]) if "Worker" in a.class_name
+        ]
         if not found:
             break
         time.sleep(0.1)

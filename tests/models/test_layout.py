@@ -278,6 +278,7 @@ def test_any_shapes_round_trip(given_shapes: list[tuple[int, ...]], seed: int) -
     for key, array in named.items():
         assert torch.equal(back[key], array)
         assert torch.equal(vector[key], array.double())
-    assert torch.equal(state.parameters.sort().values, torch.cat(
-        [a.reshape(-1) for a in named.values()]
-    ).sort().values)
+    assert torch.equal(
+        state.parameters.sort().values,
+        torch.cat([a.reshape(-1) for a in named.values()]).sort().values,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_dense_models_take_any_shape(
     widths = [features, *hidden, classes]
     deep = mlp(input_shape, classes, hidden)
     assert deep(inputs).shape == (3, classes)
-    assert count(deep) == sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+    assert count(deep) == sum((a + 1) * b for a, b in pairwise(widths))
 
 
 @given(

@@ -116,9 +116,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize(
     ("name", "options"), [("sgd", {"momentum": 0.9}), ("adam", {"beta1": 0.9, "beta2": 0.99})]
 )
-def test_torchs_schedulers_drive_rules(
-    schedule: str, name: str, options: dict[str, float]
-) -> None:
+def test_torchs_schedulers_drive_rules(schedule: str, name: str, options: dict[str, float]) -> None:
     mine, yours = parameters(), parameters()
     rule, lr = make_rule(name, lr=0.1, **options)
     ours, torchs = RuleOptimizer(mine, rule, lr), theirs(name, yours, lr=0.1, **options)
@@ -186,8 +184,9 @@ def test_groups_have_their_own_rates_and_may_lack_gradients(
 
 def test_a_group_can_be_added() -> None:
     mine, yours = parameters(), parameters()
-    ours, torchs = RuleOptimizer(mine[:1], Sgd(momentum=0.5), 0.1), theirs(
-        "sgd", yours[:1], lr=0.1, momentum=0.5
+    ours, torchs = (
+        RuleOptimizer(mine[:1], Sgd(momentum=0.5), 0.1),
+        theirs("sgd", yours[:1], lr=0.1, momentum=0.5),
     )
     ours.add_param_group({"params": mine[1:], "lr": 0.01})
     torchs.add_param_group({"params": yours[1:], "lr": 0.01})

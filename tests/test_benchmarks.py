@@ -1,0 +1,71 @@
+"""The benchmarks run and do the same mathematics, at tiny settings; no time is asserted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks import scaling, speed
+from benchmarks.contenders import distance
+from benchmarks.two_processes import FusedDense, LeanLoop, views
+from benchmarks.workloads import BareLoop, find
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_speed_writes_its_tables_and_the_contenders_agree(tmp_path: Path) -> None:
+    without = ["ray", "flower", "reference"]
+    options = ["--quick", "--workloads", "W1", "W3", "--rounds", "2", "--out", str(tmp_path)]
+    assert speed.main([*options, "--without", *without]) == 0
+    table = pd.read_csv(tmp_path / "speed.csv", comment="#")
+    assert set(table["workload"]) == {"W1", "W3"}
+    assert {"bare torch loop", "fedopt, inline, loop", "fedopt, inline, stacked"} == set(
+        table["contender"]
+    )
+    assert table["max difference"].max() < 1e-6  # float32 sums, taken in another order
+    assert len(pd.read_csv(tmp_path / "speed_rounds.csv", comment="#")) == 2 * 3 * 2
+    assert (tmp_path / "speed.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["W1", "W2", "W3"])
+def test_the_reference_engines_agree_with_the_plain_loop(name: str) -> None:
+    torch.set_num_threads(1)
+    workload = find(name, quick=True)
+    loop = BareLoop(workload)
+    start = loop.initial()
+    cohort = workload.cohort_of(1)
+    orders = workload.orders(1, cohort)
+    expected = loop.round(start, cohort, orders)
+    engine = LeanLoop(workload) if name == "W2" else FusedDense(workload, chunk=3)
+    flat = torch.cat([value.flatten() for value in start])
+    total = torch.zeros_like(flat)
+    engine.add(total, flat, cohort, torch.stack(orders))
+    got = views(total / len(cohort), [value.shape for value in start])
+    # Channels-last convolutions add in another order than those of the plain loop.
+    assert distance(got, expected) < (1e-4 if name == "W2" else 1e-6)
+
+
+def test_scaling_writes_its_tables(tmp_path: Path) -> None:
+    assert scaling.main(["--quick", "--rounds", "2", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "scaling.csv", comment="#")
+    assert set(table["table"]) == {"registered", "sampled", "model"}
+    assert (tmp_path / "scaling.png").stat().st_size > 0
+
+
+def test_profile_accounts_for_the_round(tmp_path: Path) -> None:
+    options = ["--quick", "--workloads", "W3", "--without", "ray", "--out", str(tmp_path)]
+    # In a process of its own: it puts clocks around fedopt's functions and leaves them there.
+    subprocess.run([sys.executable, "-m", "benchmarks.profile_round", *options], check=True)
+    table = pd.read_csv(tmp_path / "profile.csv", comment="#").set_index("stage, ms")
+    assert table.loc["training", "W3 inline"] > 0
+    assert table.loc["round", "W3 inline"] >= table.loc["training", "W3 inline"]
