@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from fedopt.errors import ConfigError, did_you_mean
-from fedopt.registry import Options, get
+from fedopt.registry import Options, get, import_object
 
 
 class Table(BaseModel):
@@ -427,6 +427,13 @@ def _choice(key: str, value: Any) -> Choice:
         from fedopt.models.catalogue import FreeOptions
 
         return Choice(name, FreeOptions.model_validate(options))
+    if key == "strategy" and ":" in name:
+        schema = getattr(import_object(name, key="strategy.name"), "options_type", None)
+        if schema is None:
+            raise ConfigError(
+                f'"{name}" is not a fedopt.server.FederatedStrategy', key="strategy.name"
+            )
+        return Choice(name, _validate(schema, options, key))
     entry = get(CHOICES[key], name, key=f"{key}.name")
     return Choice(name, _validate(entry.options, options, key))
 

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from fedopt.optim.rules import Rule
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
 from fedopt.server.blocks import default_block_size
+
+if TYPE_CHECKING:
+    from fedopt.server.strategy import FederatedStrategy
 
 ModelFactory = Callable[[], nn.Module]
 
@@ -149,9 +153,7 @@ class Experiment:
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""
-        strategy = get("strategies", self.config.strategy.name).load()
-        algorithm: LocalAlgorithm = strategy.local(self.config.strategy.options)
-        return algorithm
+        return load_strategy(self.config.strategy.name).local(self.config.strategy.options)
 
     def cohort_size(self) -> int:
         """Return the number of clients sampled a round."""
@@ -172,7 +174,7 @@ class Experiment:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f'"{device}" cannot be used: {error}', key="engine.device") from None
-        strategy = get("strategies", self.config.strategy.name).load()
+        strategy = load_strategy(self.config.strategy.name)
         strategy.check(self.config.strategy.options, self.rule()[0])
         self._check_model()
         assert self.engine_choice
@@ -241,6 +243,16 @@ def cohort_size(clients_per_round: int | float | str, clients: int) -> int:
             key="clients_per_round",
         )
     return count
+
+
+def load_strategy(name: str) -> type[FederatedStrategy]:
+    """Return the class of a registered strategy, or of `"package.module:Class"`."""
+    if ":" in name:
+        found = import_object(name, key="strategy.name")
+    else:
+        found = get("strategies", name).load()
+    strategy: type[FederatedStrategy] = found
+    return strategy
 
 
 def model_factory(config: Config, population: Population) -> ModelFactory:

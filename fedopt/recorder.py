@@ -10,7 +10,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from fedopt.client.trainer import Status
 from fedopt.config import Config
 from fedopt.data.statistics import population_statistics
 from fedopt.errors import ConfigError
-from fedopt.experiment import Experiment
+from fedopt.experiment import Experiment, load_strategy
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
-from fedopt.registry import get
 from fedopt.results import Run, Snapshot
+from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
 from fedopt.server.strategy import FederatedStrategy, Federation, RoundRecord
@@ -287,10 +287,9 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         buffers=tuple(spec.name for spec in layout.buffers),
         folder=folder,
     )
-    strategy_class: Callable[..., FederatedStrategy] = get(
-        "strategies", config.strategy.name
-    ).load()
-    return strategy_class(config.strategy.options, federation)
+    options = config.strategy.options
+    assert isinstance(options, StrategyOptions)
+    return load_strategy(config.strategy.name)(federation, options)
 
 
 def model_state(model: nn.Module, layout: ParameterLayout) -> ModelState:

@@ -75,7 +75,7 @@ def simulate(
     if "clients_per_round" in tables and tables["clients_per_round"] is None:
         tables["clients_per_round"] = "all"
     checked = _checked(config, tables)
-    if model is None and loss is None and clients is None:
+    if all(part is None for part in (model, loss, clients, test)):
         experiment = Experiment.from_config(checked)
     else:
         experiment = in_memory(checked, model, loss, clients, test)

@@ -110,12 +110,13 @@ def main() -> None:
     console = Console(width=max(100, Console().width))
     rows: list[Row] = []
     failures: dict[str, str] = {}  # peers that could not be installed: tried once
-    for _ in range(given.repeats):
+    for repeat in range(given.repeats):
         for workload in given.workloads:
             for peer in (environments.PEERS[name] for name in given.only):
                 for mode in peer.modes:
                     with console.status(f"{peer.name}, {mode}, {workload}"):
                         rows.append(_measure(peer, mode, workload, given, failures))
+                    rows[-1].repeat = repeat
                     if given.out is not None:
                         _write(rows, given.out)
     console.print(_table(rows))

@@ -232,9 +232,16 @@ class BareProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self.close()
+
+    def close(self) -> None:
+        """End the process; said aloud, since forked workers may hold its input open."""
+        with contextlib.suppress(OSError):
+            self.send({"stop": True})
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def send(self, request: dict[str, object]) -> None:
         """Ask for something, without waiting for it."""
@@ -274,12 +281,10 @@ class BarePair:
     def __init__(self, python: str, workload: Workload) -> None:
         self._pair = (BareProcess(python, workload), BareProcess(python, workload))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End both processes."""
         for process in self._pair:
-            process.__exit__()
+            process.close()
 
     def round(self, clients: Sequence[int]) -> float:
         """Run both halves at once; returns seconds until both are done."""
@@ -299,6 +304,7 @@ class Row:
     peer: str
     mode: str
     workload: str
+    repeat: int = 0
     processes: int = 1
     rounds: int = 0
     clients_per_s: float | None = None

@@ -19,6 +19,8 @@ def main() -> None:
     loop = common.BareLoop(common.WORKLOADS[sys.argv[1]])
     for line in sys.stdin:
         request = json.loads(line)
+        if "stop" in request:
+            break
         if "clients" in request:
             answer: object = loop.round(request["clients"])
         else:

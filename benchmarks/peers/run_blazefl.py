@@ -143,7 +143,7 @@ def main() -> None:
                 handler.load(package)
             referee.round_done(lambda: common.parameters_of(handler.model))
     if pair is not None:
-        pair.__exit__()
+        pair.close()
     row = common.Row("blazefl", options.mode, workload.name)
     row.processes = 2 if options.mode == "two processes" else 1
     row.versions = common.versions("blazefl", "torch", "numpy")

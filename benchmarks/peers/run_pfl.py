@@ -118,7 +118,7 @@ def main() -> None:
         row.versions = common.versions("pfl", "torch", "numpy")
         options.write(referee.fill(row))
     if pair is not None:
-        pair.__exit__()
+        pair.close()
     if distributed:
         with contextlib.suppress(RuntimeError):
             torch.distributed.destroy_process_group()

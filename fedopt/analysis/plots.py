@@ -270,7 +270,8 @@ def _measured(frame: pd.DataFrame, column: str, places: Floats) -> tuple[Floats,
 def _look(index: int, runs: int) -> tuple[str, str, str]:
     """Return colour, line style and marker of the run at `index` among so many `runs`."""
     turn = index // len(_COLOURS)
-    dash = _DASHES[turn % len(_DASHES)] if runs > len(_COLOURS) else "-"
+    # Curves that coincide stay visible: each is dashed otherwise than the one drawn before it.
+    dash = _DASHES[(turn if runs > len(_COLOURS) else index) % len(_DASHES)]
     return _COLOURS[index % len(_COLOURS)], dash, _MARKERS[(index + turn) % len(_MARKERS)]
 
 

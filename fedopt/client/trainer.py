@@ -266,6 +266,11 @@ class Trainer:
             result = self.engine.train(start, round, plans, examples, terms)
             update = self.algorithm.finish(result, broadcast, state)
         except Exception:
+            if len(plans) > 1:  # one by one: who fails alone is to blame, the others are not
+                for position in sorted(kept):
+                    alone = slice(position, position + 1)
+                    self._train_group(round, block, alone, start, broadcast, rows, sums, outcome)
+                return
             # The stage is in the traceback; the run decides whether to stop or to go on.
             reason = traceback.format_exc()
             for plan in plans:

@@ -8,7 +8,6 @@ Data", algorithm 1 (server_lr = 1; n_i examples of client i).
 
 from __future__ import annotations
 
-from fedopt.client.algorithm import LocalAlgorithm, PlainLocal
 from fedopt.server.catalogue import FedAvgOptions
 from fedopt.server.strategy import FederatedStrategy
 
@@ -19,7 +18,4 @@ class FedAvg(FederatedStrategy):
     Source: McMahan et al. 2017, algorithm 1.
     """
 
-    @classmethod
-    def local(cls, options: FedAvgOptions) -> LocalAlgorithm:
-        """Return plain local training."""
-        return PlainLocal()
+    options_type = FedAvgOptions

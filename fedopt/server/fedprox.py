@@ -23,6 +23,8 @@ class FedProx(FederatedStrategy):
     Source: Li et al. 2020, algorithm 2.
     """
 
+    options_type = FedProxOptions
+
     @classmethod
     def local(cls, options: FedProxOptions) -> LocalAlgorithm:
         """Return local training with the proximal term."""

@@ -85,6 +85,7 @@ class Scaffold(FederatedStrategy):
     Source: Karimireddy et al. 2020, algorithm 1.
     """
 
+    options_type = ScaffoldOptions
     broadcasts: ClassVar[tuple[str, ...]] = ("control_variate",)
 
     @classmethod

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedopt.client.algorithm import LocalAlgorithm
+from fedopt.client.algorithm import LocalAlgorithm, PlainLocal
 from fedopt.client.messages import decode_outcome, encode_evaluation, encode_request
 from fedopt.client.plan import LocalWork, happening_steps
 from fedopt.client.trainer import Block, BlockSums, Reports, Status
@@ -35,6 +34,7 @@ from fedopt.optim.rules import Rule
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
+from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.sampling import UniformSampler
 
@@ -122,15 +122,29 @@ class FederatedStrategy(Strategy):
     """A federated algorithm, usable in any Flower ServerApp with fedopt's ClientApp.
 
     Args:
-        options: the strategy's options (see `fedopt list strategies`).
         federation: who takes part.
+        options: the strategy's options (see `fedopt list strategies`); or give them by keyword,
+            as in `FedAvg(federation, server_lr=0.5)`.
+
+    Raises:
+        ConfigError: more clients a round than there are.
+        pydantic.ValidationError: an option is unknown or out of range.
     """
+
+    options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
+    """The schema of the options."""
 
     broadcasts: ClassVar[tuple[str, ...]] = ()
     """Names of the parameter-sized vectors that are sent down besides the model."""
 
-    def __init__(self, options: Any, federation: Federation) -> None:
-        self.options = options
+    def __init__(
+        self, federation: Federation, options: StrategyOptions | None = None, **keywords: Any
+    ) -> None:
+        if options is None:
+            options = self.options_type.model_validate(keywords)
+        elif keywords:
+            raise TypeError("give the options as one object or by keyword, not both")
+        self.options: Any = options
         self.federation = federation
         self.algorithm = self.local(options)
         self.sampler = UniformSampler(federation.sizes, federation.seed)
@@ -152,9 +166,9 @@ class FederatedStrategy(Strategy):
     # What an algorithm defines -----------------------------------------------------------------
 
     @classmethod
-    @abstractmethod
     def local(cls, options: Any) -> LocalAlgorithm:
-        """Return the client's side of the algorithm."""
+        """Return the client's side of the algorithm; here, plain local training."""
+        return PlainLocal()
 
     @classmethod
     def check(cls, options: Options, rule: Rule) -> None:

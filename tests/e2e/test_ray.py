@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 
+import psutil
 import pytest
 import ray
 import torch
-from ray.util.state import list_actors
 
 import fedopt
 from fedopt.analysis.progress import SilentProgress
@@ -56,15 +55,17 @@ def simulate(strategy, engine, workers=None, **more):
 
 
 def living_actors():
-    """Return the actors of workers that are not dead (or do not die within seconds)."""
-    for _ in range(100):
-        found = [
-            a for a in list_actors(filters=[("state", "!=", "DEAD")]) if "Worker" in a.class_name
-        ]
-        if not found:
-            break
-        time.sleep(0.1)
-    return found
+    """Return the processes of our actors that do not end within seconds."""
+    family = psutil.Process().children(recursive=True)
+    workers = [process for process in family if "ray::Worker" in " ".join(command_of(process))]
+    return psutil.wait_procs(workers, timeout=20)[1]
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 @pytest.fixture(scope="module")
@@ -234,15 +235,25 @@ def test_a_client_that_kills_every_worker_ends_the_run(tmp_path):
 
 
 def test_no_actor_is_left_after_a_run_and_ray_is_left_running():
-    simulate("fedavg", "ray", 2)
+    settings = tables()
+    settings["engine"]["workers"] = 2
+    experiment = Experiment.from_config(load(None, **settings))
+    with RayGrid(experiment) as grid:
+        pids = grid.worker_pids()
+        family = {process.pid for process in psutil.Process().children(recursive=True)}
+        assert set(pids) <= family
     assert ray.is_initialized()
     assert not living_actors()
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_an_in_memory_experiment_is_checked_before_any_worker_starts():
     with pytest.raises(fedopt.ConfigError, match=r"local\.loss"):
         in_memory(
-            load(None, **tables()), lambda: torch.nn.Linear(3, 1), lambda o, t: o, own_clients()
+            load(None, clients_per_round="all"),
+            lambda: torch.nn.Linear(3, 1),
+            lambda output, target: output,
+            own_clients(),
         )
 
 
