@@ -176,7 +176,7 @@ def _offsets(work: LocalWork, examples: int, steps: int) -> Indices:
     """Return where in the order each step begins and the last ends, `[S + 1]`."""
     batch, per_epoch = work.batch(examples), work.steps_per_epoch(examples)
     step = np.arange(steps + 1)
-    found: Indices = step // per_epoch * examples + np.minimum(step % per_epoch * batch, examples)
+    found: Indices = step // per_epoch * examples + step % per_epoch * batch
     return found
 
 

@@ -54,11 +54,15 @@ def simulate(strategy, engine, workers=None, **more):
     return fedopt.simulate(settings).summary["model_sha256"]
 
 
+def actors():
+    """Return the processes of our actors; Ray gives a process its actor's name."""
+    family = psutil.Process().children(recursive=True)
+    return [process for process in family if "ray::Worker" in " ".join(command_of(process))]
+
+
 def living_actors():
     """Return the processes of our actors that do not end within seconds."""
-    family = psutil.Process().children(recursive=True)
-    workers = [process for process in family if "ray::Worker" in " ".join(command_of(process))]
-    return psutil.wait_procs(workers, timeout=20)[1]
+    return psutil.wait_procs(actors(), timeout=20)[1]
 
 
 def command_of(process):
@@ -240,11 +244,11 @@ def test_no_actor_is_left_after_a_run_and_ray_is_left_running():
     experiment = Experiment.from_config(load(None, **settings))
     with RayGrid(experiment) as grid:
         pids = grid.worker_pids()
-        family = {process.pid for process in psutil.Process().children(recursive=True)}
-        assert set(pids) <= family
+        found = actors()
+        assert {process.pid for process in found} == set(pids)
     assert ray.is_initialized()
+    assert not psutil.wait_procs(found, timeout=20)[1]
     assert not living_actors()
-    assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
 def test_an_in_memory_experiment_is_checked_before_any_worker_starts():
