@@ -20,7 +20,6 @@ from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_tabl
 from fedopt.config import (
     CHOICES,
     DEFAULT_NAMES,
-    DEFAULT_OPTIONS,
     Config,
     LocalTable,
     RunTable,
@@ -89,10 +88,6 @@ def choice_text(key: str) -> str:
     kind, default = CHOICES[key], DEFAULT_NAMES[key]
     names = ", ".join(f"`{entry.name}`" for entry in entries(kind))
     text = f"`name`: one of {names}; default `{default}`"
-    changed = DEFAULT_OPTIONS.get((key, default))
-    if changed:
-        values = ", ".join(f"`{name} = {value}`" for name, value in changed.items())
-        text += f", then with {values}"
     link = f"#{kind}-{KINDS[kind].replace('.', '')}"
     return f"{text}. The other keys are the options of [what is named]({link}).\n"
 

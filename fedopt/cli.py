@@ -179,8 +179,10 @@ def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, q
     from fedopt.analysis.progress import make_progress
     from fedopt.analysis.store import default_directory
     from fedopt.experiment import Experiment
+    from fedopt.registry import get
 
     experiment = Experiment.from_config(config)
+    get("engines", config.engine.name).load().check(experiment)
     if dry_run:
         from fedopt.run import preview
 

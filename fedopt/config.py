@@ -8,6 +8,7 @@ imports neither torch nor Flower nor Ray.
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -178,11 +179,6 @@ DEFAULT_NAMES: dict[str, str] = {
     "local.optimizer": "sgd",
 }
 
-DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
-    ("partition", "dirichlet"): {"alpha": 0.1},
-}
-"""Options of the default task where they differ from the entry's own."""
-
 
 @dataclass(frozen=True)
 class Config:
@@ -247,7 +243,7 @@ def default_choice(key: str, name: str | None = None) -> Choice:
     """Return the default entry of a table, with its default options."""
     name = name or DEFAULT_NAMES[key]
     entry = get(CHOICES[key], name, key=f"{key}.name")
-    return Choice(name, _validate(entry.options, DEFAULT_OPTIONS.get((key, name), {}), key))
+    return Choice(name, _validate(entry.options, {}, key))
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any) -> Config:
@@ -288,17 +284,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Config:
-    """Read a Flower run config: flat dotted keys, and `config-file`, a TOML file's path.
+    """Read a Flower run config.
+
+    Args:
+        run_config: `config-file`, a TOML file's path; `overrides`, words `key=value` as on the
+            command line; `out`, which is not read here; and any dotted keys of fedopt's that the
+            app declares. Flower lets a run override only what the app's pyproject.toml declares.
 
     Raises:
         ConfigError: as `load`.
     """
     given: dict[str, Any] = {}
     for key, value in run_config.items():
-        if key not in ("config-file", "out"):
+        if key not in ("config-file", "overrides", "out"):
             _assign(given, key, value)
     file = run_config.get("config-file")
-    return load(str(file) if file else None, **given)
+    words = shlex.split(str(run_config.get("overrides") or ""))
+    return load(str(file) if file else None, words, **given)
 
 
 def _split_override(text: str) -> tuple[str, Any]:
@@ -420,7 +422,6 @@ def _choice(key: str, value: Any) -> Choice:
     name = table.get("name")
     if name is None:
         name = DEFAULT_NAMES[key]
-        options = {**DEFAULT_OPTIONS.get((key, name), {}), **options}
     if not isinstance(name, str):
         raise ConfigError(f"expected a name, got {name!r}.", key=f"{key}.name")
     if key == "model" and ":" in name:

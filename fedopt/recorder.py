@@ -27,7 +27,6 @@ from fedopt.analysis.summary import summarise
 from fedopt.client.trainer import Status
 from fedopt.config import Config
 from fedopt.data.statistics import population_statistics
-from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment, load_strategy
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
@@ -53,7 +52,7 @@ class Recorder:
         resume: go on from the newest checkpoint in `directory`.
 
     Raises:
-        ConfigError: the folder is not empty, or has no checkpoint to resume from.
+        ConfigError: the folder is not empty, or not that of a run where one is resumed.
     """
 
     def __init__(
@@ -71,10 +70,10 @@ class Recorder:
         self._scratch = tempfile.TemporaryDirectory(prefix="fedopt-") if not directory else None
         folder = directory or Path(self._scratch.name)  # type: ignore[union-attr]
         self._checkpoints = load_all(folder / CHECKPOINTS) if resume else []
-        if resume and not self._checkpoints:
-            raise ConfigError(f'"{folder}" has no checkpoint to resume from')
         if resume:
-            self.writer = RunWriter.resume(folder, self._checkpoints[-1].round)
+            # Without a checkpoint the run begins again: it would give the same bits.
+            reached = self._checkpoints[-1].round if self._checkpoints else 0
+            self.writer = RunWriter.resume(folder, reached)
         else:
             self.writer = RunWriter(directory)
         self.strategy = make_strategy(experiment, folder / "clients")

@@ -162,7 +162,7 @@ class DirichletOptions(ArrayPartitionOptions):
     """Options of `dirichlet`."""
 
     alpha: float = Field(
-        0.5,
+        0.1,
         gt=0,
         description="Concentration, > 0: small gives few classes a client, large gives iid labels.",
     )

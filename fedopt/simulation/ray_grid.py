@@ -133,6 +133,8 @@ class RayGrid(DirectGrid):
             try:
                 replies.append(ray.get(ready))
             except ray.exceptions.RayActorError as error:
+                if error.actor_init_failed:
+                    raise RunError(f"a worker cannot start:\n{error}") from error
                 if deaths + 1 >= MAX_DEATHS:
                     raise RunError(
                         f"workers died {MAX_DEATHS} times on the same blocks: {error}"

@@ -56,10 +56,13 @@ class Flower:
 
     def run(self, **run_config):
         """Run the apps to their end and return the final status."""
-        words = (
-            f"{key}={json.dumps(value)}"
-            for key, value in ((k.replace("__", "."), v) for k, v in run_config.items())
+        declared = {k: v for k, v in run_config.items() if k in ("out", "config-file")}
+        declared["overrides"] = " ".join(
+            f"{key.replace('__', '.')}={value}"
+            for key, value in run_config.items()
+            if key not in declared
         )
+        words = (f"{key}={json.dumps(value)}" for key, value in declared.items())
         nodes = "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2"
         command = ["run", ".", "local", "--format", "json", "--federation-config", nodes]
         started = self(*command, "--run-config", " ".join(words))

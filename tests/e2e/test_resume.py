@@ -148,35 +148,13 @@ def test_a_run_killed_twice_goes_on(tmp_path, undisturbed):
     assert found == summary(undisturbed("scaffold"))["model_sha256"]
 
 
-def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path):
-    interrupt(tmp_path, "engine=inline", "checkpoint.every=0")
-    before = contents(tmp_path / "broken")
-    result = fedopt(tmp_path, "resume", "broken")
-    assert result.code == 2
-    assert "no checkpoint" in result.err
-    assert "Traceback" not in result.err
-    assert contents(tmp_path / "broken") == before
-
-
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
-def test_a_completed_run_is_left_alone(undisturbed, arguments):
-    run = undisturbed("fedavg")
-    before = contents(run)
-    result = fedopt(run.parent, "resume", "run", *arguments)
-    assert result.code == 0
-    assert "completed" in result.err
-    assert contents(run) == before
-    if arguments:
-        assert json.loads(result.out) == summary(run)
-
-
-@pytest.mark.parametrize("name", ["nothing", "."])
-def test_what_is_no_run_cannot_be_resumed(tmp_path, name):
-    result = fedopt(tmp_path, "resume", name)
-    assert result.code == 2
-    assert "Traceback" not in result.err
-    assert "error: " in result.err
-    assert not list(tmp_path.iterdir())
+def test_a_run_without_checkpoints_begins_again(tmp_path, undisturbed):
+    interrupt(tmp_path, "engine=inline", "checkpoint.every=0", "strategy=scaffold")
+    assert fedopt(tmp_path, "resume", "broken", "--quiet").code == 0
+    found = summary(tmp_path / "broken")
+    assert found["model_sha256"] == summary(undisturbed("scaffold"))["model_sha256"]
+    recorded = [int(row["round"]) for row in rows(tmp_path / "broken")]
+    assert recorded == list(range(1, found["rounds"] + 1))
 
 
 def test_ctrl_c_is_recorded_and_the_run_can_go_on(tmp_path, undisturbed):
@@ -223,3 +201,24 @@ def test_a_run_can_be_read_while_it_goes_on(tmp_path):
         process.communicate()
     assert result.code == 0, result.err
     assert (tmp_path / "so-far.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_a_completed_run_is_left_alone(undisturbed, arguments):
+    run = undisturbed("fedavg")
+    before = contents(run)
+    result = fedopt(run.parent, "resume", "run", *arguments)
+    assert result.code == 0
+    assert "completed" in result.err
+    assert contents(run) == before
+    if arguments:
+        assert json.loads(result.out) == summary(run)
+
+
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_what_is_no_run_cannot_be_resumed(tmp_path, name):
+    result = fedopt(tmp_path, "resume", name)
+    assert result.code == 2
+    assert "Traceback" not in result.err
+    assert "error: " in result.err
+    assert not list(tmp_path.iterdir())

@@ -316,6 +316,6 @@ def digest_of(tree: Any) -> Any:
     return {key: digest_of(value) for key, value in tree.items()}
 
 
-def test_without_a_checkpoint_nothing_is_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no checkpoint to resume from"):
+def test_only_a_run_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no rounds\.csv"):
         execute(experiment(), tmp_path, SilentProgress(), resume=True)
