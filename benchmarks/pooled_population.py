@@ -47,9 +47,10 @@ class PooledPopulation:
         rows = slice(first, first + self._examples)
         return Examples(self._x[rows].copy(), self._y[rows].copy())
 
-    def train_many(self, clients: Sequence[int]) -> list[Examples]:
+    def train_many(self, clients: Sequence[int]) -> Examples:
         """Return the examples of some clients."""
-        return [self.train(client) for client in clients]
+        parts = [self.train(client) for client in clients]
+        return Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
 
     def validation(self, client: int) -> Examples:
         """Return no examples."""

@@ -231,8 +231,11 @@ def _keep(payload: bytes, width: int, after_round: int, source: Path | None) -> 
 
 
 def _render(name: str, render: Callable[[object], str], column: Sequence[object]) -> Iterable[str]:
+    values = _values(column)
+    if render is _integer and set(map(type, values)) == {int}:
+        return map(str, values)  # most columns of large cohorts: four times as fast
     try:
-        return [render(value) for value in _values(column)]
+        return [render(value) for value in values]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
 

@@ -56,7 +56,7 @@ class LoopEngine:
         start: ModelState,
         round: int,
         plans: Sequence[ClientPlan],
-        examples: Sequence[Examples],
+        examples: Examples,
         terms: LocalTerms,
     ) -> LocalResult:
         """Train a group of one client from `start`.
@@ -65,16 +65,16 @@ class LoopEngine:
             start: the server's parameters and buffers, on the engine's device.
             round: communication round, from 1.
             plans: what the client does; one plan.
-            examples: the client's examples; one pair of arrays.
+            examples: the client's examples.
             terms: what is added to its gradients.
         """
-        (plan,), (data,) = plans, examples
+        (plan,) = plans
         bound, module = self._bound, self._bound.module
         parameters, rule = bound.parameters, self._rule
         bound.load(start)
         module.train()
         seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
-        inputs, targets = self._tensors(data)
+        inputs, targets = self._tensors(examples)
         full = self._gradient(inputs, targets) if terms.full_gradient else None
         if full is not None:
             bound.load(start)

@@ -99,29 +99,27 @@ def plan_clients(
         lr: learning rate.
         steps: the steps that each of them does, 1..planned.
     """
-    shuffled = [i for i, n in enumerate(examples) if work.steps_per_epoch(n) > 1]
+    # Clients alike in size and steps, often all of them, share what does not depend on who.
+    per_epoch = {n: work.steps_per_epoch(n) for n in set(examples)}
+    planned = {n: work.planned_steps(n) for n in per_epoch}
+    kinds = set(zip(examples, steps, strict=True))
+    offsets = {kind: _offsets(work, *kind) for kind in kinds}
+    rates = {count: np.full(count, lr, dtype=np.float64) for count in set(steps)}
+    shuffled = [i for i, n in enumerate(examples) if per_epoch[n] > 1]
     orders: list[Indices | None] = [None] * len(clients)
     made = permutations(
         seed,
         round,
         [clients[i] for i in shuffled],
         [examples[i] for i in shuffled],
-        [-(-steps[i] // work.steps_per_epoch(examples[i])) for i in shuffled],
+        [-(-steps[i] // per_epoch[examples[i]]) for i in shuffled],
     )
     for i, order in zip(shuffled, made, strict=True):
         orders[i] = order
-    offsets: dict[tuple[int, int], Indices] = {}
-    rates: dict[int, npt.NDArray[np.float64]] = {}
-    plans = []
-    for client, n, count, own in zip(clients, examples, steps, orders, strict=True):
-        if (n, count) not in offsets:
-            offsets[n, count] = _offsets(work, n, count)
-        if count not in rates:
-            rates[count] = np.full(count, lr, dtype=np.float64)
-        plans.append(
-            ClientPlan(client, n, own, offsets[n, count], rates[count], work.planned_steps(n))
-        )
-    return plans
+    return [
+        ClientPlan(client, n, own, offsets[n, count], rates[count], planned[n])
+        for client, n, count, own in zip(clients, examples, steps, orders, strict=True)
+    ]
 
 
 def permutations(
@@ -199,7 +197,8 @@ def happening_steps(
 
     Source: Li et al. 2020 (FedProx), section 5.2.
     """
-    planned = np.array([work.planned_steps(int(n)) for n in sizes], dtype=np.int64)
+    known = {n: work.planned_steps(n) for n in set(sizes.tolist())}
+    planned = np.array([known[n] for n in sizes.tolist()], dtype=np.int64)
     stragglers = int(np.rint(share * len(cohort)))
     if not stragglers:
         return planned

@@ -9,7 +9,7 @@ pass; other rules act in place on stacked gradients, which elementwise is each c
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +130,7 @@ class StackedEngine:
         start: ModelState,
         round: int,
         plans: Sequence[ClientPlan],
-        examples: Sequence[Examples],
+        examples: Examples,
         terms: LocalTerms,
     ) -> LocalResult:
         """Train a group of clients from `start`; the plans are in descending order of steps.
@@ -142,7 +142,9 @@ class StackedEngine:
         for stacked, view in zip(self._parameters, self._vectors(start.parameters), strict=True):
             stacked[:clients].copy_(view)
         self._seed_clients(round, plans)
-        inputs, targets, firsts = self._together(examples)
+        inputs = torch.from_numpy(examples.x).to(self.device)
+        targets = torch.from_numpy(examples.y).to(self.device)
+        firsts = list(accumulate((p.examples for p in plans[:-1]), initial=0))
         full = None
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
@@ -204,13 +206,6 @@ class StackedEngine:
                 for ids in self._draw_ids
             ]
         return zip(self._generators, self._lengths.tolist(), strict=False)
-
-    def _together(self, examples: Sequence[Examples]) -> tuple[Tensor, Tensor, list[int]]:
-        """Return the group's examples in one tensor, and where each client's begin."""
-        inputs = torch.from_numpy(np.concatenate([e.x for e in examples])).to(self.device)
-        targets = torch.from_numpy(np.concatenate([e.y for e in examples])).to(self.device)
-        ends = np.cumsum([len(e.y) for e in examples])
-        return inputs, targets, [0, *ends[:-1].tolist()]
 
     def _batches(self, plans: Sequence[ClientPlan], firsts: Sequence[int]) -> list[Batch]:
         """Return the steps of the group, resolved to rows of its examples."""

@@ -54,10 +54,10 @@ class Engine(Protocol):
         start: ModelState,
         round: int,
         plans: Sequence[ClientPlan],
-        examples: Sequence[Examples],
+        examples: Examples,
         terms: LocalTerms,
     ) -> LocalResult:
-        """Train a group of clients from `start`."""
+        """Train a group of clients from `start`; `examples` are theirs, one after another."""
         ...
 
 

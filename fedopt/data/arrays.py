@@ -99,13 +99,9 @@ class ArrayPopulation:
         """Return the training examples of a client, in the dataset's order."""
         return self._gather(self._client_rows(client)[0])
 
-    def train_many(self, clients: Sequence[int]) -> list[Examples]:
+    def train_many(self, clients: Sequence[int]) -> Examples:
         """Return the training examples of some clients, gathered in one pass."""
-        rows = [self._client_rows(client)[0] for client in clients]
-        together = self._gather(np.concatenate(rows))
-        stops = np.cumsum([len(r) for r in rows])[:-1]
-        inputs, targets = np.split(together.x, stops), np.split(together.y, stops)
-        return [Examples(x, y) for x, y in zip(inputs, targets, strict=True)]
+        return self._gather(np.concatenate([self._client_rows(c)[0] for c in clients]))
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""

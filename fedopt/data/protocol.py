@@ -64,8 +64,8 @@ class Population(Protocol):
     def train(self, client: int) -> Examples:
         """Return the training examples of a client, in a fixed order."""
 
-    def train_many(self, clients: Sequence[int]) -> list[Examples]:
-        """Return the training examples of some clients, as `train` does, in one pass."""
+    def train_many(self, clients: Sequence[int]) -> Examples:
+        """Return the training examples of some clients, one client's after another's."""
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""

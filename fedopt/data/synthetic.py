@@ -98,9 +98,12 @@ class SyntheticPopulation:
         """Return the training examples of a device."""
         return self._part(client, 0, self._check(client))
 
-    def train_many(self, clients: Sequence[int]) -> list[Examples]:
-        """Return the training examples of some devices."""
-        return [self.train(client) for client in clients]
+    def train_many(self, clients: Sequence[int]) -> Examples:
+        """Return the training examples of some devices, one device's after another's."""
+        parts = [self.train(client) for client in clients]
+        if len(parts) == 1:
+            return parts[0]
+        return Examples(np.concatenate([p.x for p in parts]), np.concatenate([p.y for p in parts]))
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a device; there may be none."""

@@ -135,7 +135,7 @@ def train(
     terms: LocalTerms = LocalTerms(),  # noqa: B008
     round: int = 1,
 ) -> LocalResult:
-    return engine.train(start, round, [plan], [examples], terms)
+    return engine.train(start, round, [plan], examples, terms)
 
 
 def engine_of(name: str, rule: str = "sgd", dtype: torch.dtype = torch.float64, **options: Any):

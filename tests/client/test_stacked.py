@@ -282,7 +282,8 @@ def test_learning_rates_may_differ_between_clients(rule: Any) -> None:
     loop_engine = LoopEngine(copy.deepcopy(layered), loss, rule, 0, cpu)
     start = loop_engine.layout.state({n: p.detach() for n, p in layered.named_parameters()})
     terms = LocalTerms(proximal=0.3)
-    together = stacked_engine.train(start, 1, plans, examples, terms).delta
+    joined = Examples(*(np.concatenate(part) for part in zip(*examples, strict=True)))
+    together = stacked_engine.train(start, 1, plans, joined, terms).delta
     for i, (plan, data) in enumerate(zip(plans, examples, strict=True)):
-        alone = loop_engine.train(start, 1, [plan], [data], terms).delta[0]
+        alone = loop_engine.train(start, 1, [plan], data, terms).delta[0]
         torch.testing.assert_close(together[i], alone, rtol=TOLERANCE, atol=TOLERANCE)
