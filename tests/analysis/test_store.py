@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedopt.analysis import atomic, store
+from fedopt import atomic
+from fedopt.analysis import store
 from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_table, names
 from fedopt.analysis.store import (
     RunWriter,
