@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import platform
 import statistics
@@ -14,6 +15,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.quiet import FOREIGN_CORES, Watch
 from fedopt.recorder import environment
 
 Row = Mapping[str, object]
@@ -21,6 +23,10 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 """The palette of Okabe and Ito (2008), which colour-blind people can tell apart."""
 QUIET = 0.7
 """Load average up to which the machine counts as quiet."""
+PATIENCE_SECONDS = float(os.environ.get("BENCHMARK_PATIENCE", "60"))
+"""How long quiet turns are waited for."""
+
+log = logging.getLogger("benchmarks")
 
 
 class Contender(Protocol):
@@ -40,8 +46,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Return the seconds of each round, by contender.
 
-    The contenders take turns of `burst` rounds, so that whatever else the machine does falls on
-    all of them alike.
+    The contenders take turns of `burst` rounds. Turns in which other processes used the machine
+    are left out; if there are too few others in the time allowed, the quietest ones count.
 
     Args:
         contenders: what to measure.
@@ -52,13 +58,34 @@ def interleave(
     for contender in contenders:
         for _ in range(warm_up):
             contender.round()
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for _ in range(-(-rounds // burst)):
-        for contender in contenders:
-            for _ in range(burst):
-                began = time.perf_counter()
-                contender.round()
-                seconds[contender.name].append(time.perf_counter() - began)
+    wanted = -(-rounds // burst)
+    watch, began = Watch(), time.perf_counter()
+    turns: list[tuple[float, dict[str, list[float]]]] = []
+    quiet = 0
+    while quiet < wanted:
+        watch.restart()
+        seconds = {contender.name: timed(contender, burst) for contender in contenders}
+        turns.append((watch.foreign_cores(), seconds))
+        quiet += turns[-1][0] <= FOREIGN_CORES
+        if len(turns) >= wanted and time.perf_counter() - began > PATIENCE_SECONDS:
+            break
+    kept = sorted(turns, key=lambda turn: turn[0])[:wanted]
+    log.info(
+        "%d of %d turns kept; in them others used at most %.2f cores",
+        len(kept),
+        len(turns),
+        kept[-1][0],
+    )
+    return {c.name: [s for _, seconds in kept for s in seconds[c.name]] for c in contenders}
+
+
+def timed(contender: Contender, rounds: int) -> list[float]:
+    """Return the seconds of each of some rounds."""
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        contender.round()
+        seconds.append(time.perf_counter() - began)
     return seconds
 
 
@@ -86,11 +113,13 @@ def machine() -> dict[str, str]:
 
 
 def warn_if_busy(console: Console) -> None:
-    """Say so where something else is running."""
+    """Say so where something else is running; have the turns that are left out told."""
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
     load = os.getloadavg()[0]
     if load > QUIET:
-        console.print(f"[yellow]load {load:.2f}: the machine is not quiet; ratios hold better "
-                      "than seconds")  # fmt: skip
+        console.print(f"[yellow]load {load:.2f}: something else is running")
 
 
 def write_csv(path: Path, rows: Sequence[Row], facts: Mapping[str, str]) -> None:

@@ -32,6 +32,7 @@ from benchmarks.measuring import (
     write_csv,
 )
 from benchmarks.pooled_population import PooledPopulation
+from benchmarks.quiet import descendants
 from fedopt.config import Choice, load
 from fedopt.experiment import Experiment, load_loss, model_factory
 from fedopt.registry import Options
@@ -226,18 +227,8 @@ def peak_rss_mib() -> float:
 
 def tree_pss_mib(root: int) -> float:
     """Return the proportional set size of a process and all its descendants, in MiB (Linux)."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    total, todo = 0, [root]
-    while todo:
-        pid = todo.pop()
-        todo += [child for child, parent in parents.items() if parent == pid]
+    total = 0
+    for pid, _ in descendants(root):
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
         except OSError:

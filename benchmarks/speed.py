@@ -28,12 +28,15 @@ from benchmarks.measuring import (
     warn_if_busy,
     write_csv,
 )
+from benchmarks.quiet import FOREIGN_CORES
 from benchmarks.workloads import WORKLOADS, Workload, find
 
-ROUNDS = {"W1": 60, "W2": 15, "W3": 200}
+ROUNDS = {"W1": 45, "W2": 10, "W3": 150}
 FLOWER = "stock Flower 1.42, Ray, 2 actors"
 FLOWER_ROUNDS = {"W1": 16, "W2": 12, "W3": 10}
+FLOWER_WARM_UP = 2
 WARM_UP = 3
+Timed = tuple[float, float]
 TOLERANCE = {"W1": 1e-6, "W2": 1e-4, "W3": 1e-6}
 """Largest difference of the mean parameters after one round that float32 sums in another order,
 and for W2 another convolution kernel, can explain."""
@@ -56,38 +59,47 @@ def raced(workload: Workload, without: Sequence[str]) -> list[parts.Racer]:
     return made
 
 
-def stock_flower(workload: Workload, rounds: int, quick: bool) -> tuple[list[float], float]:
-    """Return seconds a round and distance from the plain loop, of stock Flower."""
+def stock_flower(workload: Workload, rounds: int, quick: bool) -> tuple[list[Timed], float]:
+    """Return (cores used by others, seconds) a round and distance from the plain loop."""
     command = [sys.executable, "-m", "benchmarks.stock_flower", workload.name]
     command += ["--rounds", str(rounds), *(["--quick"] if quick else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"stock Flower failed:\n{done.stderr[-3000:]}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    return found["seconds"], found["difference"]
+    times = list(zip(found["foreign_cores"], found["seconds"], strict=True))
+    return times[min(FLOWER_WARM_UP, len(times) - 1) :], found["difference"]
+
+
+def quiet_ones(times: Sequence[Timed]) -> list[float]:
+    """Return the seconds of the rounds in which nothing else ran, or of the quietest third."""
+    ordered = sorted(times)
+    quiet = sum(foreign <= FOREIGN_CORES for foreign, _ in ordered)
+    return [seconds for _, seconds in ordered[: max(quiet, -(-len(ordered) // 3))]]
 
 
 def race(
     workload: Workload, rounds: int, flower_rounds: int, quick: bool, without: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return the seconds of each round and the distance from the plain loop, by contender."""
-    seconds: dict[str, list[float]] = {}
+    stock: list[Timed] = []
     distances: dict[str, float] = {}
-    stock: list[float] = []
     if "flower" not in without:
         stock, distances[FLOWER] = stock_flower(workload, flower_rounds, quick)
-        stock = stock[min(2, len(stock) - 1) :]
+    if "ray" not in without:
+        parts.start_ray(cores=4)
     made = raced(workload, without)
     models = {contender.name: contender.first_round() for contender in made}
     distances |= {name: parts.distance(m, models[made[0].name]) for name, m in models.items()}
-    seconds |= interleave(made, rounds, WARM_UP, workload.burst)
+    seconds = interleave(made, rounds, WARM_UP, workload.burst)
     for contender in made:
         contender.close()
+    if "ray" not in without:
+        parts.stop_ray()
     if stock:
         again, other = stock_flower(workload, flower_rounds, quick)
-        stock += again[min(2, len(again) - 1) :]
         distances[FLOWER] = max(distances[FLOWER], other)
-        seconds[FLOWER] = stock
+        seconds[FLOWER] = quiet_ones([*stock, *again])
     return seconds, distances
 
 
@@ -169,11 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workload = find(name, options.quick)
         rounds = options.rounds or (4 if options.quick else ROUNDS[name])
         flower_rounds = options.flower_rounds or (3 if options.quick else FLOWER_ROUNDS[name])
-        if "ray" not in options.without:
-            parts.start_ray(cores=4)
         seconds, far = race(workload, rounds, flower_rounds, options.quick, options.without)
-        if "ray" not in options.without:
-            parts.stop_ray()
         rows = tables[name] = table(workload, seconds, far)
         show(console, f"{name}: {workload.description}", rows)
         raw += [

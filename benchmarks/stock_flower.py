@@ -23,6 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
+from benchmarks.quiet import Watch
 from benchmarks.workloads import BareLoop, Workload, find
 
 client_app = ClientApp()
@@ -61,6 +62,8 @@ class TimedFedAvg(FedAvg):
             min_available_nodes=workload.clients,
         )
         self.seconds: list[float] = []
+        self.foreign: list[float] = []
+        self._watch = Watch()
         self.first: tuple[list[int], ArrayRecord] | None = None
         self._started = 0.0
 
@@ -68,6 +71,7 @@ class TimedFedAvg(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Start the clock."""
+        self._watch.restart()
         self._started = time.perf_counter()
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -78,6 +82,7 @@ class TimedFedAvg(FedAvg):
         answered = list(replies)
         result = super().aggregate_train(server_round, answered)
         self.seconds.append(time.perf_counter() - self._started)
+        self.foreign.append(self._watch.foreign_cores())
         if self.first is None and result[0] is not None:
             metrics = [reply.content["metrics"] for reply in answered]
             self.first = (sorted(int(m["client"]) for m in metrics), result[0])
@@ -118,7 +123,12 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     expected = loop.round(initial, cohort, workload.orders(1, cohort))
     got = arrays.to_torch_state_dict().values()
     difference = max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
-    return {"seconds": strategy.seconds, "difference": difference, "total_seconds": total}
+    return {
+        "seconds": strategy.seconds,
+        "foreign_cores": strategy.foreign,
+        "difference": difference,
+        "total_seconds": total,
+    }
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ from fedopt.results import Run, Snapshot
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
-from fedopt.server.strategy import FederatedStrategy, Federation, RoundRecord
+from fedopt.server.rounds import Federation, RoundRecord
+from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
 
 CHECKPOINTS = "checkpoints"

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedopt.server.fedavg import FedAvg
     from fedopt.server.fedprox import FedProx
+    from fedopt.server.rounds import Federation
     from fedopt.server.scaffold import Scaffold
-    from fedopt.server.strategy import FederatedStrategy, Federation
+    from fedopt.server.strategy import FederatedStrategy
 
 __all__ = ["FedAvg", "FedProx", "FederatedStrategy", "Federation", "Scaffold"]
 
@@ -17,7 +18,7 @@ _MODULES = {
     "FedAvg": "fedavg",
     "FedProx": "fedprox",
     "FederatedStrategy": "strategy",
-    "Federation": "strategy",
+    "Federation": "rounds",
     "Scaffold": "scaffold",
 }
 

@@ -35,7 +35,8 @@ from fedopt.models.layout import ParameterLayout
 from fedopt.optim.rules import Rule
 from fedopt.registry import Options
 from fedopt.server.catalogue import ScaffoldOptions
-from fedopt.server.strategy import FederatedStrategy, RoundSums
+from fedopt.server.rounds import RoundSums
+from fedopt.server.strategy import FederatedStrategy
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,9 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
@@ -26,7 +23,7 @@ from torch import Tensor
 
 from fedopt.client.algorithm import LocalAlgorithm, PlainLocal
 from fedopt.client.messages import decode_outcome, encode_evaluation, encode_request
-from fedopt.client.plan import LocalWork, happening_steps
+from fedopt.client.plan import happening_steps
 from fedopt.client.trainer import Block, BlockSums, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
 from fedopt.models.layout import ModelState, ParameterLayout
@@ -36,86 +33,10 @@ from fedopt.registry import Options
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
+from fedopt.server.rounds import Federation, RoundRecord, RoundSums
 from fedopt.server.sampling import UniformSampler
 
 log = logging.getLogger("fedopt")
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Who takes part, and how: what a strategy needs to know of the run.
-
-    Args:
-        sizes: training examples of each client, `[N]`; clients with none are never sampled.
-        clients_per_round: K, the clients sampled a round.
-        work: the amount of local work, from which steps are planned.
-        seed: the run's seed.
-        stragglers: share of the cohort that does a part of its work only, in [0, 1].
-        block_size: clients a block; None cuts the cohort into at most 32 blocks.
-        skip_failed: whether a failing client is skipped and counted rather than ending the run.
-        validation_clients: clients evaluated on their validation split; 0 for none.
-        evaluate_every: rounds between such evaluations.
-        buffers: names of floating arrays of the model that are not trained.
-        folder: where client state is kept; None uses a temporary folder.
-    """
-
-    sizes: npt.NDArray[np.int64]
-    clients_per_round: int
-    work: LocalWork
-    seed: int = 0
-    stragglers: float = 0.0
-    block_size: int | None = None
-    skip_failed: bool = False
-    validation_clients: int = 0
-    evaluate_every: int = 1
-    buffers: tuple[str, ...] = ()
-    folder: Path | None = None
-
-
-@dataclass
-class RoundSums:
-    """Sums over the clients of a round, in float64.
-
-    Args:
-        terms: sum of each term, `[P]`; "delta" weighted, the others not.
-        buffers: weighted sum of the changes of the buffers, `[Q]`.
-        weight: sum of the weights, > 0.
-        count: |S|, the clients that are in the sums, >= 1.
-    """
-
-    terms: dict[str, Tensor]
-    buffers: Tensor
-    weight: float
-    count: int
-
-    def mean(self, name: str = "delta") -> Tensor:
-        """Return the mean of a term, `[P]`: weighted for "delta", uniform for the others."""
-        return self.terms[name] / (self.weight if name == "delta" else self.count)
-
-
-@dataclass
-class RoundRecord:
-    """What happened in a round.
-
-    Args:
-        round: communication round, from 1.
-        reports: one entry a sampled client.
-        train_loss: example-weighted mean loss over the local steps of the clients in the sums.
-        bytes_down: bytes sent to the cohort.
-        bytes_up: bytes that clients sent back.
-        metrics: what was measured on validation splits, if anything.
-    """
-
-    round: int
-    reports: Reports
-    train_loss: float
-    bytes_down: int
-    bytes_up: int
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def count(self, *statuses: Status) -> int:
-        """Return the number of sampled clients with one of the statuses."""
-        return sum(status in statuses for status in self.reports.status)
 
 
 class FederatedStrategy(Strategy):
