@@ -30,7 +30,7 @@ from fedopt.optim.adapter import make_rule
 from fedopt.optim.rules import Rule
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
-from fedopt.server.blocks import default_block_size
+from fedopt.server.blocks import client_cost, default_block_size
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
@@ -141,15 +141,11 @@ class Experiment:
             return requested
         choice, work = self.engine_choice, self.work
         sizes = self.population.sizes
-        examples = float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))
-        seen = (
-            examples * work.epochs
-            if work.epochs
-            else work.batch(round(examples)) * (work.steps or 1)
-        )
-        return default_block_size(
-            self.cohort_size(), choice.group_size, 6.0 * choice.parameters * seen
-        )
+        typical = max(1, round(float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))))
+        steps = work.planned_steps(typical)
+        seen = steps / work.steps_per_epoch(typical) * typical
+        cost = client_cost(choice.parameters, seen, steps)
+        return default_block_size(self.cohort_size(), choice.group_size, cost)
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""

@@ -17,19 +17,33 @@ MAX_BLOCKS = 32
 FEW_BLOCKS = 8
 """Blocks that a small cohort is cut into, so that several workers have something to do."""
 
-BLOCK_FLOPS = 3e6
-"""Work below which a block is not worth its overhead: about as long as sending a message."""
+BLOCK_FLOPS = 4e8
+"""Work below which a block is not worth sending elsewhere: some milliseconds of one core."""
+
+STEP_FLOPS = 2e6
+"""What a local step costs whatever the model's size, in floating-point operations."""
 
 
-def default_block_size(cohort: int, group_size: int, client_flops: float) -> int:
+def client_cost(parameters: int, examples: float, steps: float) -> float:
+    """Return the predicted work of a client's round, in floating-point operations.
+
+    Args:
+        parameters: P; forward and backward pass take about 6 P an example.
+        examples: examples seen in the round, repetitions counted.
+        steps: local steps.
+    """
+    return 6.0 * parameters * examples + STEP_FLOPS * steps
+
+
+def default_block_size(cohort: int, group_size: int, cost: float) -> int:
     """Return the clients a block: enough to be trained as groups, in at most `MAX_BLOCKS` blocks.
 
     Args:
         cohort: K, the clients of the round.
         group_size: clients that the engine trains at once.
-        client_flops: predicted floating-point operations of a client's round.
+        cost: predicted work of a client's round (`client_cost`).
     """
-    worthwhile = int(cohort * client_flops / BLOCK_FLOPS)
+    worthwhile = int(cohort * cost / BLOCK_FLOPS)
     blocks = min(FEW_BLOCKS, max(1, worthwhile))
     return max(-(-cohort // MAX_BLOCKS), min(group_size, -(-cohort // blocks)))
 

@@ -31,7 +31,8 @@ def address() -> Iterator[str]:
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_two_nodes_give_the_bits_of_one_process(address: str, strategy: str) -> None:
     tables: dict[str, Any] = {"strategy": strategy, "rounds": 3, "local": {"epochs": 1}}
-    alone = fedopt.simulate(**tables, engine={"name": "inline"})
-    cluster = fedopt.simulate(**tables, engine={"name": "ray", "address": address, "workers": 2})
+    alone = fedopt.simulate(**tables, engine={"name": "inline", "block_size": 4})
+    engine = {"name": "ray", "address": address, "workers": 2, "block_size": 4}
+    cluster = fedopt.simulate(**tables, engine=engine)
     assert cluster.summary["model_sha256"] == alone.summary["model_sha256"]
     assert not ray.is_initialized(), "the run leaves the cluster it joined"
