@@ -109,7 +109,7 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "client_steps",
         "integer",
         "steps",
-        "Local steps applied, summed over clients.",
+        "Local steps done, summed over clients; those of dropped clients are counted too.",
         cumulative=True,
     ),
 )
@@ -129,7 +129,12 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
         "`failed`: local training ended in an error.",
     ),
     Column("examples", "integer", "examples", "Training examples that the client holds."),
-    Column("steps", "integer", "steps", "Local steps applied in this round."),
+    Column(
+        "steps",
+        "integer",
+        "steps",
+        "Local steps done in this round; a dropped client's are counted, not computed.",
+    ),
     Column("planned_steps", "integer", "steps", "Local steps that the plan asked for."),
     Column("train_loss", "real", "loss", "Example-weighted mean of the client's minibatch losses."),
     Column("update_norm", "real", "1", "Euclidean norm of the client's update."),
