@@ -36,6 +36,7 @@ FLOWER = "stock Flower 1.42, Ray, 2 actors"
 FLOWER_ROUNDS = {"W1": 16, "W2": 12, "W3": 10}
 FLOWER_WARM_UP = 2
 WARM_UP = 3
+TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 Timed = tuple[float, float]
 TOLERANCE = {"W1": 1e-6, "W2": 1e-4, "W3": 1e-6}
 """Largest difference of the mean parameters after one round that float32 sums in another order,
@@ -151,8 +152,10 @@ def draw(tables: dict[str, list[Row]], path: Path) -> None:
             )
         axis.set_xscale("log")
         axis.set_xlim(min(ratios.values()) / 4, max(ratios.values()) * 4)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter("")
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in TICKS if low <= tick <= high]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([], minor=True)
         axis.axvline(1, color="0.3", linewidth=0.8)
         axis.set_yticks(list(places.values()), names)
         axis.tick_params(axis="y", length=0)

@@ -327,6 +327,10 @@ class Trainer:
             rows.write([block.write_rows[kept[i]] for i in good], new)
 
 
+LONG_ROW = 16_384
+"""Parameters from which on a row is added alone: a product would need a converted copy."""
+
+
 def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
     """Add the weighted sum of some rows to a total, in double precision.
 
@@ -335,7 +339,8 @@ def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
         weights: `[G]` in float64, on the CPU.
         rows: `[G, P]` in any floating dtype, on the total's device.
     """
-    if len(rows) == 1:
-        total.add_(rows[0], alpha=float(weights[0]))  # one pass, without a copy
+    if rows.shape[1] > LONG_ROW:
+        for weight, row in zip(weights.tolist(), rows, strict=True):
+            total.add_(row, alpha=weight)  # one pass, without a copy in double precision
     else:
         total += weights.to(total.device) @ rows.double()

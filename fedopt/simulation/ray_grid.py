@@ -14,13 +14,14 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedopt.errors import ConfigError, FedoptError, RunError
 from fedopt.experiment import Experiment
 from fedopt.simulation.grid import DirectGrid, identify_process
+from fedopt.simulation.shared_arrays import MappedSlots, Packed, SlotPool
 
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
@@ -55,15 +56,30 @@ class Worker:
         sys.path.extend(p for p in path if p not in sys.path)
         identify_process()
         self._app: ClientApp = client_app(experiment)
+        self._slots = MappedSlots()
         self._context = Context(
             run_id=1, node_id=node_id, node_config={}, state=RecordDict(), run_config={}
         )
 
     def handle(self, message: Message, names: list[str], *records: ArrayRecord) -> Message:
-        """Answer a message, whose large records come from shared memory."""
+        """Answer a message, whose large records come from Ray's object store."""
         for name, record in zip(names, records, strict=True):
             message.content[name] = record
         return self._app(message, self._context)
+
+    def handle_here(
+        self, message: Message, packed: Packed | None, reply_slot: str
+    ) -> tuple[Message, Packed | None]:
+        """Answer a message on the driver's machine; large records lie in slots both ways."""
+        if packed is not None:
+            for name, record in self._slots.read(packed).items():
+                message.content[name] = record
+        reply = self._app(message, self._context)
+        large = large_records(reply)
+        if not large:
+            return reply, None
+        answer = self._slots.write(reply_slot, large)
+        return _without(reply, large), answer
 
 
 class RayGrid(DirectGrid):
@@ -81,6 +97,7 @@ class RayGrid(DirectGrid):
 
     def __init__(self, experiment: Experiment) -> None:
         engine = experiment.config.engine
+        self._slots: SlotPool | None = None
         self._owns_ray = start_ray(experiment)
         import ray
 
@@ -95,6 +112,8 @@ class RayGrid(DirectGrid):
                 self.close()
                 raise ConfigError("Ray sees no GPU", key="engine.device")
         self._options = {"num_cpus": 1, "num_gpus": min(gpus, 1.0)}
+        alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
+        self._slots = SlotPool() if alone else None
         self._experiment = ray.put(experiment)
         self._workers = {node: self._spawn(node) for node in self.get_node_ids()}
 
@@ -124,14 +143,15 @@ class RayGrid(DirectGrid):
             RunError: the ClientApp failed otherwise, or workers die again and again.
         """
         ray = self._ray
-        shared = self._share(messages)
-        pending = {self._submit(m, shared): (m, 0) for m in messages}
+        carrier: _Carrier = _Slots(self._slots) if self._slots else _ObjectStore(ray)
+        carrier.load(messages)
+        pending = {self._submit(m, carrier): (m, 0) for m in messages}
         replies = []
         while pending:
             (ready, *_), _ = ray.wait(list(pending), num_returns=1)
             message, deaths = pending.pop(ready)
             try:
-                replies.append(ray.get(ready))
+                replies.append(carrier.unload(message, ray.get(ready)))
             except ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:
                     raise RunError(f"a worker cannot start:\n{error}") from error
@@ -142,12 +162,13 @@ class RayGrid(DirectGrid):
                 node = message.metadata.dst_node_id
                 log.warning("worker %d died; it is replaced and its blocks are run again", node)
                 self._workers[node] = self._spawn(node)
-                pending[self._submit(message, shared)] = (message, deaths + 1)
+                pending[self._submit(message, carrier)] = (message, deaths + 1)
             except ray.exceptions.RayTaskError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, FedoptError):
                     raise cause from None
                 raise RunError(f"a worker failed:\n{error}") from error
+        carrier.close()
         return replies
 
     def worker_pids(self) -> list[int]:
@@ -161,6 +182,9 @@ class RayGrid(DirectGrid):
         for worker in getattr(self, "_workers", {}).values():
             self._ray.kill(worker)
         self._workers = {}
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
         if self._owns_ray:
             self._ray.shutdown()
             self._owns_ray = False
@@ -169,30 +193,106 @@ class RayGrid(DirectGrid):
         actor = self._ray.remote(Worker).options(**self._options)
         return actor.remote(self._experiment, node, sys.path)
 
-    def _share(self, messages: Sequence[Message]) -> dict[int, Any]:
-        """Put each large record that the messages hold into shared memory, once."""
-        shared: dict[int, Any] = {}
-        for message in messages:
-            for record in message.content.array_records.values():
-                size = sum(array.numpy().nbytes for array in record.values())
-                if size >= SHARED_NBYTES and id(record) not in shared:
-                    shared[id(record)] = self._ray.put(record)
-        return shared
+    def _submit(self, message: Message, carrier: _Carrier) -> Any:
+        return carrier.send(self._workers[message.metadata.dst_node_id], message)
 
-    def _submit(self, message: Message, shared: dict[int, Any]) -> Any:
-        """Send a message, with references in the place of shared records."""
-        content, names, records = message.content, [], []
-        light = RecordDict()
-        for name, record in content.items():
-            if id(record) in shared:
-                names.append(name)
-                records.append(shared[id(record)])
-            else:
-                light[name] = record
-        envelope = copy.copy(message)  # Flower's constructor takes no metadata
-        envelope.content = light
-        worker = self._workers[message.metadata.dst_node_id]
-        return worker.handle.remote(envelope, names, *records)
+
+class _Carrier(Protocol):
+    """How the large records of one exchange travel."""
+
+    def load(self, messages: Sequence[Message]) -> None:
+        """Lay down the large records of the messages, each once."""
+
+    def send(self, worker: Any, message: Message) -> Any:
+        """Send a message without its large records; return the reference to its reply."""
+
+    def unload(self, message: Message, reply: Any) -> Message:
+        """Return the whole reply to a message."""
+
+    def close(self) -> None:
+        """End the exchange."""
+
+
+class _Slots:
+    """Through shared memory, where all workers are on the driver's machine."""
+
+    def __init__(self, pool: SlotPool) -> None:
+        self._pool = pool
+        self._down: dict[int, Packed] = {}
+        self._up: dict[str, str] = {}
+
+    def load(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            large = large_records(message)
+            if large and _key(large) not in self._down:
+                self._down[_key(large)] = self._pool.memory.write(self._pool.lend(), large)
+
+    def send(self, worker: Any, message: Message) -> Any:
+        large = large_records(message)
+        packed = self._down[_key(large)] if large else None
+        slot = self._up.setdefault(message.metadata.message_id, "") or self._pool.lend()
+        self._up[message.metadata.message_id] = slot
+        return worker.handle_here.remote(_without(message, large), packed, slot)
+
+    def unload(self, message: Message, reply: Any) -> Message:
+        whole, packed = reply
+        if packed is not None:
+            for name, record in self._pool.memory.read(packed).items():
+                whole.content[name] = record
+        found: Message = whole
+        return found
+
+    def close(self) -> None:
+        for path in (*(packed.path for packed in self._down.values()), *self._up.values()):
+            self._pool.take_back(path)
+
+
+class _ObjectStore:
+    """Through Ray's object store, where workers are on several machines."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._shared: dict[int, Any] = {}
+
+    def load(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for record in large_records(message).values():
+                if id(record) not in self._shared:
+                    self._shared[id(record)] = self._ray.put(record)
+
+    def send(self, worker: Any, message: Message) -> Any:
+        large = large_records(message)
+        references = [self._shared[id(record)] for record in large.values()]
+        return worker.handle.remote(_without(message, large), list(large), *references)
+
+    def unload(self, message: Message, reply: Any) -> Message:
+        found: Message = reply
+        return found
+
+    def close(self) -> None:
+        self._shared = {}
+
+
+def large_records(message: Message) -> dict[str, ArrayRecord]:
+    """Return the records of a message that are worth more than a copy in its pickle."""
+    return {
+        name: record
+        for name, record in message.content.array_records.items()
+        if sum(array.numpy().nbytes for array in record.values()) >= SHARED_NBYTES
+    }
+
+
+def _key(records: dict[str, ArrayRecord]) -> int:
+    return hash(tuple(id(record) for record in records.values()))
+
+
+def _without(message: Message, records: dict[str, ArrayRecord]) -> Message:
+    """Return a message without some of its records, which share nothing but metadata."""
+    if not records:
+        return message
+    light = copy.copy(message)  # Flower's constructor takes no metadata
+    light.content = RecordDict({k: v for k, v in message.content.items() if k not in records})
+    return light
 
 
 def _pid(_worker: Any) -> int:
