@@ -43,8 +43,8 @@ class Contender(Protocol):
 
 def interleave(
     contenders: Sequence[Contender], rounds: int, warm_up: int, burst: int = 1
-) -> dict[str, list[float]]:
-    """Return the seconds of each round, by contender.
+) -> tuple[dict[str, list[float]], float]:
+    """Return the seconds of each round, by contender, and the cores that others used meanwhile.
 
     The contenders take turns of `burst` rounds. Turns in which other processes used the machine
     are left out; if there are too few others in the time allowed, the quietest ones count.
@@ -70,13 +70,10 @@ def interleave(
         if len(turns) >= wanted and time.perf_counter() - began > PATIENCE_SECONDS:
             break
     kept = sorted(turns, key=lambda turn: turn[0])[:wanted]
-    log.info(
-        "%d of %d turns kept; in them others used at most %.2f cores",
-        len(kept),
-        len(turns),
-        kept[-1][0],
-    )
-    return {c.name: [s for _, seconds in kept for s in seconds[c.name]] for c in contenders}
+    foreign = kept[-1][0]
+    log.info(f"{len(kept)} of {len(turns)} turns kept; others used at most {foreign:.2f} cores")
+    seconds = {c.name: [s for _, turn in kept for s in turn[c.name]] for c in contenders}
+    return seconds, foreign
 
 
 def timed(contender: Contender, rounds: int) -> list[float]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from rich.console import Console
 
 from benchmarks.contenders import Fedopt
@@ -34,11 +34,12 @@ from benchmarks.quiet import FOREIGN_CORES, Watch
 from benchmarks.workloads import WORKLOADS, Workload, find
 from fedopt.simulation import ray_grid
 from fedopt.simulation.ray_grid import Worker
+from fedopt.simulation.shared_arrays import Packed
 
 ROUNDS = {"W1": 40, "W2": 8, "W3": 100}
 WARM_UP = 5
 TIMING = "timing"
-STAGES = ("decode", "plan", "data", "training", "sums", "encode")
+STAGES = ("shared memory", "decode", "plan", "data", "training", "sums", "encode")
 
 
 class Clocks:
@@ -79,7 +80,11 @@ class Clocks:
         from fedopt.client.stacked import StackedEngine
         from fedopt.client.trainer import Trainer
         from fedopt.data.arrays import ArrayPopulation
+        from fedopt.simulation.shared_arrays import MappedSlots
 
+        cls.around(ray_grid._Slots, "load", "share arrays")
+        cls.around(MappedSlots, "read", "shared memory")
+        cls.around(MappedSlots, "write", "shared memory")
         cls.around(app, "decode_request", "decode")
         cls.around(app, "encode_outcome", "encode")
         cls.around(Trainer, "_plans", "plan")
@@ -92,15 +97,17 @@ class Clocks:
 class TimedWorker(Worker):
     """A worker that sends its clocks along with its reply."""
 
-    def handle(self, message: Message, names: list[str], *records: ArrayRecord) -> Message:
+    def handle_here(
+        self, message: Message, packed: Packed | None, reply_slot: str
+    ) -> tuple[Message, Packed | None]:
         """Answer a message."""
         Clocks.place()
         Clocks.take()
         began = time.perf_counter()
-        reply = super().handle(message, names, *records)
+        reply, answer = super().handle_here(message, packed, reply_slot)
         total = time.perf_counter() - began
         reply.content[TIMING] = MetricRecord({**Clocks.take(), "total": total})
-        return reply
+        return reply, answer
 
 
 def profile(workload: Workload, rounds: int, **engine: Any) -> dict[str, float]:
@@ -115,8 +122,6 @@ def profile(workload: Workload, rounds: int, **engine: Any) -> dict[str, float]:
     Clocks.around(run.recorder.strategy, "aggregate_train", "aggregate")
     Clocks.around(run.recorder, "record", "record")
     Clocks.around(grid, "send_and_receive", "exchange")
-    if is_ray:
-        Clocks.around(grid, "_share", "share arrays")
     replies: list[Message] = []
     exchange = grid.exchange
 

@@ -72,17 +72,22 @@ def stock_flower(workload: Workload, rounds: int, quick: bool) -> tuple[list[Tim
     return times[min(FLOWER_WARM_UP, len(times) - 1) :], found["difference"]
 
 
-def quiet_ones(times: Sequence[Timed]) -> list[float]:
-    """Return the seconds of the rounds in which nothing else ran, or of the quietest third."""
+def quiet_ones(times: Sequence[Timed]) -> list[Timed]:
+    """Return the rounds in which nothing else ran, or the quietest third, in that order."""
     ordered = sorted(times)
     quiet = sum(foreign <= FOREIGN_CORES for foreign, _ in ordered)
-    return [seconds for _, seconds in ordered[: max(quiet, -(-len(ordered) // 3))]]
+    return ordered[: max(quiet, -(-len(ordered) // 3))]
 
 
 def race(
     workload: Workload, rounds: int, flower_rounds: int, quick: bool, without: Sequence[str]
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Return the seconds of each round and the distance from the plain loop, by contender."""
+) -> tuple[dict[str, list[float]], dict[str, float], dict[str, float]]:
+    """Race the contenders.
+
+    Returns:
+        By contender: seconds of each round, distance from the plain loop after one round, and the
+        most that other processes used in a round that counts, in cores.
+    """
     stock: list[Timed] = []
     distances: dict[str, float] = {}
     if "flower" not in without:
@@ -92,7 +97,8 @@ def race(
     made = raced(workload, without)
     models = {contender.name: contender.first_round() for contender in made}
     distances |= {name: parts.distance(m, models[made[0].name]) for name, m in models.items()}
-    seconds = interleave(made, rounds, WARM_UP, workload.burst)
+    seconds, foreign = interleave(made, rounds, WARM_UP, workload.burst)
+    others = dict.fromkeys(seconds, foreign)
     for contender in made:
         contender.close()
     if "ray" not in without:
@@ -100,11 +106,18 @@ def race(
     if stock:
         again, other = stock_flower(workload, flower_rounds, quick)
         distances[FLOWER] = max(distances[FLOWER], other)
-        seconds[FLOWER] = quiet_ones([*stock, *again])
-    return seconds, distances
+        kept = quiet_ones([*stock, *again])
+        seconds[FLOWER] = [time for _, time in kept]
+        others[FLOWER] = kept[-1][0]
+    return seconds, distances, others
 
 
-def table(workload: Workload, seconds: dict[str, list[float]], far: dict[str, float]) -> list[Row]:
+def table(
+    workload: Workload,
+    seconds: dict[str, list[float]],
+    far: dict[str, float],
+    others: dict[str, float],
+) -> list[Row]:
     """Return a row a contender: speed, ratios, time added, distance from the plain loop."""
     middle = {name: quartiles(times)[1] for name, times in seconds.items()}
     bare, stock = middle[parts.Bare.name], middle.get(FLOWER)
@@ -123,6 +136,7 @@ def table(workload: Workload, seconds: dict[str, list[float]], far: dict[str, fl
                 "ms over reference": 1e3 * (median - reference) if reference else None,
                 "max difference": far[name],
                 "rounds": len(times),
+                "others, cores": others[name],
             }
         )
     return rows
@@ -184,8 +198,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workload = find(name, options.quick)
         rounds = options.rounds or (4 if options.quick else ROUNDS[name])
         flower_rounds = options.flower_rounds or (3 if options.quick else FLOWER_ROUNDS[name])
-        seconds, far = race(workload, rounds, flower_rounds, options.quick, options.without)
-        rows = tables[name] = table(workload, seconds, far)
+        seconds, far, others = race(workload, rounds, flower_rounds, options.quick, options.without)
+        rows = tables[name] = table(workload, seconds, far, others)
         show(console, f"{name}: {workload.description}", rows)
         raw += [
             {"workload": name, "contender": contender, "round": number, "seconds": time}

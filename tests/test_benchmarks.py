@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks import scaling, speed
+from benchmarks import measuring, report, scaling, speed
 from benchmarks.contenders import distance
 from benchmarks.two_processes import FusedDense, LeanLoop, views
 from benchmarks.workloads import BareLoop, find
 
 
 @pytest.fixture(autouse=True)
-def _threads():
+def _threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(measuring, "PATIENCE_SECONDS", 0)
+    monkeypatch.setenv("BENCHMARK_PATIENCE", "0")
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -69,3 +72,10 @@ def test_profile_accounts_for_the_round(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "profile.csv", comment="#").set_index("stage, ms")
     assert table.loc["training", "W3 inline"] > 0
     assert table.loc["round", "W3 inline"] >= table.loc["training", "W3 inline"]
+
+
+def test_report_fills_the_marked_places() -> None:
+    document = "a\n<!-- W1 -->\nold\n<!-- end -->\nb\n<!-- W2 -->\nkept\n<!-- end -->\n"
+    filled = report.fill(document, {"W1": "new", "unknown": "nowhere"})
+    assert filled == document.replace("old", "\nnew\n")
+    assert report.markdown([{"x": "1234", "y": "0.5"}], ["x", "y"]).endswith("| 1,234 | 0.50 |")
