@@ -245,8 +245,8 @@ class Recorder:
         rows = strategy.store.checkpoint(round) if strategy.store else {}
         arrays = strategy.layout.named(strategy.state)
         Checkpoint(round, arrays, strategy.vectors(), rows, dict(self._totals)).save(folder)
-        for old in list(saved_rounds(folder))[:-keep]:
-            saved_rounds(folder)[old].unlink()
+        for old, path in list(saved_rounds(folder).items())[:-keep]:
+            path.unlink()
             if strategy.store:
                 strategy.store.release(old)
 

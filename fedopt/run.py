@@ -207,7 +207,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     strategy = make_strategy(experiment, None)
     layout = ParameterLayout.of(experiment.build_model())
     cohort = experiment.cohort_size()
-    vectors_up, vectors_down = len(strategy.algorithm.terms) - 1, len(strategy.broadcasts)
+    down, up = strategy.client_nbytes(layout)
     sizes = population.sizes[population.sizes > 0]
     steps = [experiment.work.planned_steps(int(n)) for n in (sizes.min(), sizes.max())]
     return {
@@ -216,8 +216,8 @@ def preview(experiment: Experiment) -> dict[str, Any]:
         "clients a round": cohort,
         "local steps a client": f"{steps[0]} to {steps[1]}",
         "parameters": layout.size,
-        "bytes down a round": cohort * (layout.nbytes + vectors_down * layout.parameter_nbytes),
-        "bytes up a round": cohort * (layout.nbytes + vectors_up * layout.parameter_nbytes),
+        "bytes down a round": cohort * down,
+        "bytes up a round": cohort * up,
         "rounds": config.rounds,
     }
 

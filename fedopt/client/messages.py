@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Block, BlockSums, Failure, Reports, TrainingOutcome
+from fedopt.errors import RunError
 from fedopt.records import from_record, integers, numbers, to_record
 
 
@@ -160,6 +161,17 @@ def encode_evaluation(
     config["server-round"] = round
     config["clients"] = list(clients)
     return RecordDict({"arrays": arrays, "config": config})
+
+
+def content_of(reply: Message) -> RecordDict:
+    """Return the content of a reply.
+
+    Raises:
+        RunError: the node answered with an error.
+    """
+    if reply.has_error():
+        raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
+    return reply.content
 
 
 def integer(config: ConfigRecord, key: str) -> int:

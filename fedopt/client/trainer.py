@@ -293,30 +293,25 @@ class Trainer:
         """Add the finite updates of a group to the block's sums, report all of them."""
         losses = result.train_loss.tolist()
         norms = torch.linalg.vector_norm(result.delta, dim=-1).tolist()
-        good = [
-            i
-            for i, (loss, norm) in enumerate(zip(losses, norms, strict=True))
-            if math.isfinite(loss) and math.isfinite(norm)
-        ]
-        for i, plan in enumerate(plans):
-            finite = i in good
-            weight = (float(plan.examples) if self._weight_by_examples else 1.0) * finite
-            if not finite:
-                reason = f"training diverged: loss {losses[i]}, norm of the update {norms[i]}"
-                outcome.failures.append(Failure(plan.client, reason, diverged=True))
-                status = Status.FAILED
-            else:
+        good: list[int] = []
+        good_weights: list[float] = []
+        for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
+            if math.isfinite(loss) and math.isfinite(norm):
+                weight = float(plan.examples) if self._weight_by_examples else 1.0
                 status = Status.PARTIAL if plan.is_partial else Status.TRAINED
+                good.append(i)
+                good_weights.append(weight)
                 sums.weight += weight
                 sums.count += 1
-            outcome.reports.add(plan, status, losses[i], norms[i], weight)
+            else:
+                weight, status = 0.0, Status.FAILED
+                reason = f"training diverged: loss {loss}, norm of the update {norm}"
+                outcome.failures.append(Failure(plan.client, reason, diverged=True))
+            outcome.reports.add(plan, status, loss, norm, weight)
         if not good:
             return
         everyone = len(good) == len(plans)
-        weights = torch.tensor(
-            outcome.reports.weight[len(outcome.reports.weight) - len(plans) :],
-            dtype=torch.float64,
-        )[good]
+        weights = torch.tensor(good_weights, dtype=torch.float64)
         for name, total in sums.terms.items():
             term = update.terms[name] if everyone else update.terms[name][good]
             add_weighted(total, weights if name == "delta" else torch.ones_like(weights), term)

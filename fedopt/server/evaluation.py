@@ -13,8 +13,8 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedopt.analysis.metrics import classification_metrics
+from fedopt.client.messages import content_of
 from fedopt.data.population import Examples
-from fedopt.errors import RunError
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.records import from_record, integers, numbers, to_record
 
@@ -142,9 +142,8 @@ def measure_on_grid(
         messages.append(Message(content, dst_node_id=node, message_type="evaluate.test"))
     outputs = []
     for reply in grid.send_and_receive(messages):
-        if reply.has_error():
-            raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
-        record, logits = reply.content["batches"], reply.content.array_records["logits"]
+        content = content_of(reply)
+        record, logits = content["batches"], content.array_records["logits"]
         assert isinstance(record, ConfigRecord)
         tensors = from_record(logits)
         for batch, loss_sum in zip(

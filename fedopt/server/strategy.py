@@ -22,7 +22,12 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedopt.client.algorithm import LocalAlgorithm, PlainLocal
-from fedopt.client.messages import decode_outcome, encode_evaluation, encode_request
+from fedopt.client.messages import (
+    content_of,
+    decode_outcome,
+    encode_evaluation,
+    encode_request,
+)
 from fedopt.client.plan import happening_steps
 from fedopt.client.trainer import Block, BlockSums, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
@@ -208,7 +213,7 @@ class FederatedStrategy(Strategy):
         """Return the example-weighted means over the clients' validation splits."""
         rows: list[tuple[int, int, float, float]] = []
         for reply in replies:
-            columns = _content(reply).metric_records["clients"]
+            columns = content_of(reply).metric_records["clients"]
             names = ("client", "examples", "loss", "accuracy")
             rows.extend(zip(*(columns[n] for n in names), strict=True))
         rows = sorted(row for row in rows if row[1] > 0)
@@ -222,6 +227,14 @@ class FederatedStrategy(Strategy):
         if self.record is not None:
             self.record.metrics.update(metrics)
         return MetricRecord({k: v for k, v in metrics.items() if math.isfinite(v)})
+
+    def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
+        """Return the bytes that a client is sent and sends in a round: the model and vectors."""
+        vector = layout.parameter_nbytes
+        return (
+            layout.nbytes + len(self.broadcasts) * vector,
+            layout.nbytes + (len(self.algorithm.terms) - 1) * vector,
+        )
 
     def summary(self) -> None:
         """Log the strategy, its options and the federation."""
@@ -312,7 +325,7 @@ class FederatedStrategy(Strategy):
         rows: list[tuple[Any, ...]] = []
         failures = []
         for reply in replies:
-            outcome = decode_outcome(_content(reply))
+            outcome = decode_outcome(content_of(reply))
             seconds = sum(block.seconds for block in outcome.sums)
             self._pace.observe(reply.metadata.src_node_id, seconds, sum(outcome.reports.steps))
             sums |= {block.id: block for block in outcome.sums}
@@ -356,7 +369,6 @@ class FederatedStrategy(Strategy):
 
     def _recorded(self, server_round: int, reports: Reports) -> RoundRecord:
         """Count losses and bytes: each sampled client downloads, each that trained uploads."""
-        layout = self.layout
         trained = [
             (loss, n)
             for loss, n, status in zip(
@@ -364,23 +376,11 @@ class FederatedStrategy(Strategy):
             )
             if status in (Status.TRAINED, Status.PARTIAL)
         ]
-        extra_down = len(self.broadcasts) * layout.parameter_nbytes
-        extra_up = (len(self.algorithm.terms) - 1) * layout.parameter_nbytes
+        down, up = self.client_nbytes(self.layout)
         return RoundRecord(
             server_round,
             reports,
             math.fsum(loss * n for loss, n in trained) / math.fsum(n for _, n in trained),
-            bytes_down=len(reports.client) * (layout.nbytes + extra_down),
-            bytes_up=len(trained) * (layout.nbytes + extra_up),
+            bytes_down=len(reports.client) * down,
+            bytes_up=len(trained) * up,
         )
-
-
-def _content(reply: Message) -> Any:
-    """Return a reply's content.
-
-    Raises:
-        RunError: the node answered with an error.
-    """
-    if reply.has_error():
-        raise RunError(f"node {reply.metadata.src_node_id}: {reply.error.reason}")
-    return reply.content

@@ -1,7 +1,8 @@
 """The `ray` grid: clients train in single-threaded Ray actors, one a core.
 
-Data lie once in Ray's shared memory; a round's arrays are put there once, however many workers
-read them; nothing sleeps or polls. A worker that dies is replaced and its message is sent again:
+Data lie once in Ray's shared memory; a round's arrays are laid down once, however many workers
+read them, in slots of shared memory on one machine and in Ray's object store on several; nothing
+sleeps or polls. A worker that dies is replaced and its message is sent again:
 blocks give the same bits anywhere and client state is written to the same rows, so nothing of it
 shows in the results.
 """
@@ -218,7 +219,7 @@ class _Slots:
 
     def __init__(self, pool: SlotPool) -> None:
         self._pool = pool
-        self._down: dict[int, Packed] = {}
+        self._down: dict[tuple[int, ...], Packed] = {}
         self._up: dict[str, str] = {}
 
     def load(self, messages: Sequence[Message]) -> None:
@@ -230,8 +231,10 @@ class _Slots:
     def send(self, worker: Any, message: Message) -> Any:
         large = large_records(message)
         packed = self._down[_key(large)] if large else None
-        slot = self._up.setdefault(message.metadata.message_id, "") or self._pool.lend()
-        self._up[message.metadata.message_id] = slot
+        key = message.metadata.message_id
+        if key not in self._up:  # a message that is sent again keeps its slot
+            self._up[key] = self._pool.lend()
+        slot = self._up[key]
         return worker.handle_here.remote(_without(message, large), packed, slot)
 
     def unload(self, message: Message, reply: Any) -> Message:
@@ -282,8 +285,8 @@ def large_records(message: Message) -> dict[str, ArrayRecord]:
     }
 
 
-def _key(records: dict[str, ArrayRecord]) -> int:
-    return hash(tuple(id(record) for record in records.values()))
+def _key(records: dict[str, ArrayRecord]) -> tuple[int, ...]:
+    return tuple(id(record) for record in records.values())
 
 
 def _without(message: Message, records: dict[str, ArrayRecord]) -> Message:
