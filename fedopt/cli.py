@@ -93,13 +93,59 @@ def plot(
     out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
         "convergence.png"
     ),
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="a column of rounds.csv to draw in place of loss and accuracy; may be repeated",
+        ),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Draw the convergence of one run, or of several over each other.
 
     Example: fedopt plot runs/fedavg runs/scaffold --x bytes --out comparison.pdf
     """
-    _guarded(lambda: _plot(run_dirs, x, out), debug)
+    _guarded(lambda: _plot(run_dirs, x, metric or [], out), debug)
+
+
+@app.command("lr-range")
+def lr_range(
+    arguments: Arguments = None,
+    low: Annotated[float, typer.Option("--low", help="learning rate of the first round, > 0")] = (
+        1e-4
+    ),
+    high: Annotated[float, typer.Option("--high", help="that of the last, > low")] = 10.0,
+    rounds: Annotated[int, typer.Option("--rounds", help="communication rounds, >= 3")] = 60,
+    out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
+        "lr_range.png"
+    ),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find learning rates: train at a rate that grows from round to round, draw the loss.
+
+    Proposes bounds for cyclical and 1Cycle schedules (Smith 2017).
+
+    Example: fedopt lr-range strategy=scaffold --low 1e-3 --high 5
+    """
+    _guarded(lambda: _lr_range(arguments or [], low, high, rounds, out, as_json, quiet), debug)
+
+
+@app.command()
+def schedule(
+    arguments: Arguments = None,
+    out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
+        "schedule.png"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Draw the learning rate, and the momentum where it is cycled, of a configuration's run.
+
+    Example: fedopt schedule local.schedule=one_cycle local.schedule.scope=across rounds=50
+    """
+    _guarded(lambda: _schedule(arguments or [], out), debug)
 
 
 @app.command()
@@ -169,11 +215,16 @@ def _guarded(command: Callable[[], None], debug: bool) -> None:
         raise typer.Exit(130) from None
 
 
-def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
+def _config(arguments: list[str]) -> Any:
+    """Return the configuration that a file and overrides give."""
     from fedopt.config import load
 
     path = arguments[0] if arguments and "=" not in arguments[0] else None
-    config = load(path, arguments[1:] if path else arguments)
+    return load(path, arguments[1:] if path else arguments)
+
+
+def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    config = _config(arguments)
     if out is not None:
         _check_out(out)
     from fedopt.analysis.progress import make_progress
@@ -216,12 +267,44 @@ def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     _show(finished.summary, as_json, quiet)
 
 
-def _plot(run_dirs: list[Path], x: str, out: Path) -> None:
+def _plot(run_dirs: list[Path], x: str, metrics: list[str], out: Path) -> None:
     from fedopt.analysis.plots import convergence_figure, save_figure
     from fedopt.analysis.store import read_history
 
     histories = [(directory.resolve().name, read_history(directory)) for directory in run_dirs]
-    typer.echo(str(save_figure(convergence_figure(histories, x=x), out)))
+    typer.echo(str(save_figure(convergence_figure(histories, x=x, metrics=metrics), out)))
+
+
+def _lr_range(
+    arguments: list[str],
+    low: float,
+    high: float,
+    rounds: int,
+    out: Path,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    config = _config(arguments)
+    from fedopt.analysis.plots import save_figure
+    from fedopt.analysis.progress import make_progress
+    from fedopt.lr_range import range_test
+
+    found = range_test(config, low, high, rounds, make_progress(quiet, sys.stderr))
+    figure = save_figure(found.figure(), out)
+    if as_json:
+        typer.echo(json.dumps(found.facts(), indent=2))
+        return
+    typer.echo(found.text())
+    typer.echo(f"plot: {figure}")
+
+
+def _schedule(arguments: list[str], out: Path) -> None:
+    config = _config(arguments)
+    from fedopt.analysis.plots import save_figure
+    from fedopt.experiment import Experiment
+    from fedopt.schedule_figure import draw_schedule
+
+    typer.echo(str(save_figure(draw_schedule(Experiment.from_config(config)), out)))
 
 
 def _demo(rounds: int, out: Path | None, engine: str, as_json: bool, quiet: bool) -> None:

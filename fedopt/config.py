@@ -11,15 +11,12 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel
 
 from fedopt.errors import ConfigError, did_you_mean
 from fedopt.registry import Options, get, import_object
@@ -27,11 +24,16 @@ from fedopt.schema import (
     CheckpointTable,
     EngineTable,
     EvaluationTable,
+    GradientTable,
+    LocalSwaTable,
     LocalTable,
     RunTable,
+    SamTable,
+    ServerSwaTable,
     SystemTable,
     Table,
 )
+from fedopt.validation import validate
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ CHOICES: dict[str, str] = {
     "model": "models",
     "strategy": "strategies",
     "local.optimizer": "optimizers",
+    "local.schedule": "schedules",
 }
 """Dotted key of a table with a name -> the registry's kind."""
 
@@ -61,6 +64,7 @@ DEFAULT_NAMES: dict[str, str] = {
     "model": "mlp",
     "strategy": "fedavg",
     "local.optimizer": "sgd",
+    "local.schedule": "constant",
 }
 
 
@@ -75,12 +79,22 @@ class Config:
     strategy: Choice = field(default_factory=lambda: default_choice("strategy"))
     local: LocalTable = field(default_factory=LocalTable)
     optimizer: Choice = field(default_factory=lambda: default_choice("local.optimizer"))
+    schedule: Choice = field(default_factory=lambda: default_choice("local.schedule"))
+    sam: SamTable = field(default_factory=SamTable)
+    gradient: GradientTable = field(default_factory=GradientTable)
+    local_swa: LocalSwaTable = field(default_factory=LocalSwaTable)
+    server_swa: ServerSwaTable = field(default_factory=ServerSwaTable)
     system: SystemTable = field(default_factory=SystemTable)
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
     checkpoint: CheckpointTable = field(default_factory=CheckpointTable)
 
     TABLES: ClassVar[dict[str, type[Table]]] = {
+        "local": LocalTable,
+        "local.sam": SamTable,
+        "local.gradient": GradientTable,
+        "local.swa": LocalSwaTable,
+        "server.swa": ServerSwaTable,
         "system": SystemTable,
         "engine": EngineTable,
         "evaluation": EvaluationTable,
@@ -109,13 +123,17 @@ class Config:
     def dump(self) -> dict[str, Any]:
         """Return the whole configuration, defaults included, as a tree of plain values."""
         tree: dict[str, Any] = dict(_plain(self.run))
-        for key in ("data", "partition", "model", "strategy"):
-            tree[key] = getattr(self, key).dump()
-        tree["local"] = {**_plain(self.local), "optimizer": self.optimizer.dump()}
+        for key in (*CHOICES, *self.TABLES):
+            *parents, last = key.split(".")
+            table = tree
+            for parent in parents:
+                table = table.setdefault(parent, {})
+            value = getattr(self, field_name(key))
+            table.setdefault(last, {}).update(
+                value.dump() if isinstance(value, Choice) else _plain(value)
+            )
         if self.local.batch_size is None:
             tree["local"]["batch_size"] = "full"
-        for key in self.TABLES:
-            tree[key] = _plain(getattr(self, key))
         return tree
 
     def to_toml(self) -> str:
@@ -123,11 +141,16 @@ class Config:
         return tomli_w.dumps(self.dump())
 
 
+def field_name(key: str) -> str:
+    """Return the field of `Config` that holds a table: `local.sam` is `sam`."""
+    return key.replace(".", "_") if key.endswith(".swa") else key.rpartition(".")[2]
+
+
 def default_choice(key: str, name: str | None = None) -> Choice:
     """Return the default entry of a table, with its default options."""
     name = name or DEFAULT_NAMES[key]
     entry = get(CHOICES[key], name, key=f"{key}.name")
-    return Choice(name, _validate(entry.options, {}, key))
+    return Choice(name, validate(entry.options, {}, key))
 
 
 def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any) -> Config:
@@ -243,13 +266,7 @@ def _merge(tree: dict[str, Any], key: str, value: Any, path: str = "") -> None:
 def _parse(tree: Mapping[str, Any]) -> Config:
     problems: list[str] = []
     tables = {k: v for k, v in tree.items() if k not in RunTable.model_fields}
-    known = [*RunTable.model_fields, *(f.name for f in fields(Config) if f.name != "run")]
-    known.remove("optimizer")
-    for key in list(tables):
-        if key not in known:
-            hint = did_you_mean(key, known)
-            problems.append(f"{key}: unknown key.{hint} Known: {', '.join(known)}.")
-            del tables[key]
+    _refuse_unknown(tables, problems)
 
     def checked(build: Any, *arguments: Any) -> Any:
         try:
@@ -260,29 +277,86 @@ def _parse(tree: Mapping[str, Any]) -> Config:
 
     values: dict[str, Any] = {
         "run": checked(
-            _validate, RunTable, {k: v for k, v in tree.items() if k in RunTable.model_fields}, ""
+            validate, RunTable, {k: v for k, v in tree.items() if k in RunTable.model_fields}, ""
         )
     }
     _implied(tables)
-    local = tables.get("local", {})
-    if not isinstance(local, Mapping):
-        problems.append(f"local: expected a table, got {local!r}.")
-        local = {}
-    optimizer = local.get("optimizer", {})
-    values["local"] = checked(
-        _validate, LocalTable, {k: v for k, v in local.items() if k != "optimizer"}, "local"
-    )
-    values["optimizer"] = checked(_choice, "local.optimizer", optimizer)
-    for key in ("data", "partition", "model", "strategy"):
-        values[key] = checked(_choice, key, tables.get(key, {}))
-    for key, table in Config.TABLES.items():
-        values[key] = checked(_validate, table, tables.get(key, {}), key)
+    for key in CHOICES:
+        values[field_name(key)] = checked(_choice, key, _table(tables, key))
+    for key, schema in Config.TABLES.items():
+        given = _table(tables, key)
+        if isinstance(given, Mapping):
+            inner = {k.removeprefix(f"{key}.") for k in _NESTED if k.startswith(f"{key}.")}
+            given = {k: v for k, v in given.items() if k not in inner}
+        values[field_name(key)] = checked(validate, schema, given, key)
     if problems:
         raise ConfigError("\n".join(problems))
     local_table = values["local"]
     if local_table.epochs is None and local_table.steps is None:
         values["local"] = local_table.model_copy(update={"epochs": 5.0})
-    return Config(**values)
+    config = Config(**values)
+    _check_together(config)
+    return config
+
+
+_NESTED = tuple(key for key in (*CHOICES, *Config.TABLES) if "." in key)
+"""Tables inside tables."""
+
+
+def _refuse_unknown(tables: dict[str, Any], problems: list[str]) -> None:
+    """Note unknown keys, at the top and in tables that hold only tables, and drop them."""
+    top = dict.fromkeys(key.partition(".")[0] for key in (*CHOICES, *Config.TABLES))
+    known = [*RunTable.model_fields, *top]
+    for key in list(tables):
+        if key not in known:
+            hint = did_you_mean(key, known)
+            problems.append(f"{key}: unknown key.{hint} Known: {', '.join(known)}.")
+            del tables[key]
+    for key in [key for key in top if key not in (*CHOICES, *Config.TABLES)]:
+        given = tables.get(key, {})
+        if not isinstance(given, Mapping):
+            problems.append(f"{key}: expected a table, got {given!r}.")
+            del tables[key]
+            continue
+        inner = [k.removeprefix(f"{key}.") for k in _NESTED if k.startswith(f"{key}.")]
+        for name in given:
+            if name not in inner:
+                hint = did_you_mean(name, inner)
+                known_words = ", ".join(inner)
+                problems.append(f"{key}.{name}: unknown key.{hint} Known: {known_words}.")
+
+
+def _table(tables: Mapping[str, Any], key: str) -> Any:
+    """Return the table at a dotted key, empty where there is none."""
+    found: Any = tables
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            return {}  # the outer table's own check says what is wrong
+        found = found.get(part, {})
+    return found
+
+
+def _check_together(config: Config) -> None:
+    """Check what concerns several tables.
+
+    Raises:
+        ConfigError: averaging begins after the last round; a plateau waits for a metric that is
+            not measured.
+    """
+    swa = config.server_swa
+    if swa.is_on and swa.first_round(config.rounds) > config.rounds:
+        raise ConfigError(
+            f"averaging would begin in round {swa.start}, but the last is {config.rounds}; "
+            f"use a round in 1..{config.rounds} or a share in [0, 1)",
+            key="server.swa.start",
+        )
+    metric = getattr(config.schedule.options, "metric", "")
+    if metric.startswith("validation") and not config.evaluation.validation_clients:
+        raise ConfigError(
+            f'"plateau" watches "{metric}", which is measured only with '
+            "evaluation.validation_clients > 0",
+            key="evaluation.validation_clients",
+        )
 
 
 def _implied(tables: dict[str, Any]) -> None:
@@ -308,7 +382,7 @@ def _choice(key: str, value: Any) -> Choice:
         name = DEFAULT_NAMES[key]
     if not isinstance(name, str):
         raise ConfigError(f"expected a name, got {name!r}.", key=f"{key}.name")
-    if key == "model" and ":" in name:
+    if key in ("model", "local.optimizer") and ":" in name:
         from fedopt.models.catalogue import FreeOptions
 
         return Choice(name, FreeOptions.model_validate(options))
@@ -318,60 +392,9 @@ def _choice(key: str, value: Any) -> Choice:
             raise ConfigError(
                 f'"{name}" is not a fedopt.server.FederatedStrategy', key="strategy.name"
             )
-        return Choice(name, _validate(schema, options, key))
+        return Choice(name, validate(schema, options, key))
     entry = get(CHOICES[key], name, key=f"{key}.name")
-    return Choice(name, _validate(entry.options, options, key))
-
-
-def _validate(model: type[Any], value: Any, prefix: str) -> Any:
-    if isinstance(value, str) and "name" in model.model_fields:
-        value = {"name": value}
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"expected a table, got {value!r}.", key=prefix)
-    value = {k: _number(v) for k, v in value.items()}
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        by_key: dict[Any, list[Any]] = {}
-        for problem in error.errors():
-            by_key.setdefault(problem["loc"][:1], []).append(problem)
-        lines = [_explain(model, problems, prefix, value) for problems in by_key.values()]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def _number(value: Any) -> Any:
-    """Return a number of numpy as Python's; anything else as it is."""
-    return value.item() if getattr(value, "shape", None) == () else value
-
-
-def _explain(
-    model: type[BaseModel], problems: Sequence[Any], prefix: str, values: Mapping[str, Any]
-) -> str:
-    """Say pydantic's problems with one key as `key: what is wrong, what is allowed`."""
-    problem = problems[0]
-    location = [str(part) for part in problem["loc"]]
-    if problem["type"] == "value_error":
-        text = str(problem["ctx"]["error"])  # begins with the name of the key to blame
-        return f"{prefix}.{text}" if prefix else text
-    name = location[0] if location else ""
-    key = ".".join(part for part in (prefix, name) if part)
-    allowed = list(model.model_fields)
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(allowed) or "none"
-        return f"{key}: unknown key.{did_you_mean(name, allowed)} Known: {known}."
-    described = model.model_fields[name].description if name in model.model_fields else None
-    hint = ""
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        words = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = did_you_mean(problem["input"], words)
-    if problem["type"] == "missing" and len(location) == 1:
-        return f"{key}: required ({described})."
-    if (
-        len(problems) > 1 or len(location) > 1
-    ):  # none of several types fits, or several elements are wrong
-        return f"{key}: got {values[name]!r}, which is not allowed. ({described})"
-    says = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}: got {problem['input']!r}; {says}.{hint} ({described})"
+    return Choice(name, validate(entry.options, options, key))
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

@@ -20,14 +20,16 @@ from torch import nn
 from fedopt.client.algorithm import LocalAlgorithm
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
+from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import LocalWork
+from fedopt.client.rates import RatePlan
+from fedopt.client.recipe import Recipe
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
 from fedopt.data.population import Population, build_population
 from fedopt.errors import ConfigError
+from fedopt.local import make_rates, make_recipe
 from fedopt.models.layout import ParameterLayout
-from fedopt.optim.adapter import make_rule
-from fedopt.optim.rules import Rule
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
 from fedopt.server.blocks import client_cost, default_block_size
@@ -85,9 +87,26 @@ class Experiment:
         local = self.config.local
         return LocalWork(local.epochs, local.steps, local.batch_size)
 
-    def rule(self) -> tuple[Rule, float]:
-        """Return the local update rule and its learning rate."""
-        return make_rule(self.config.optimizer.name, **self.config.optimizer.options.model_dump())
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How a client takes its steps."""
+        return make_recipe(self.config)
+
+    @cached_property
+    def nominal_steps(self) -> int:
+        """The local steps that a round counts for: as configured, or a typical client's."""
+        wanted = self.config.local.nominal_steps
+        return wanted if wanted is not None else self.work.planned_steps(self.typical_size)
+
+    @cached_property
+    def typical_size(self) -> int:
+        """The mean number of examples of the clients that have any, rounded."""
+        sizes = self.population.sizes
+        return max(1, round(float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))))
+
+    def rates(self) -> RatePlan:
+        """Return the learning rates, and the momenta where they are cycled."""
+        return make_rates(self.config, self.recipe, self.nominal_steps)
 
     def build_model(self) -> nn.Module:
         """Return a new module, initialised under the run's seed, in the run's dtype."""
@@ -110,17 +129,18 @@ class Experiment:
     def trainer(self) -> Trainer:
         """Return what trains clients, on this machine's device."""
         config = self.config
-        rule, lr = self.rule()
         device = torch.device(config.engine.device)
         model = self.build_model()
-        engine = build_engine(self.engine_choice, model, self.loss, rule, config.seed, device)
+        engine = build_engine(
+            self.engine_choice, model, self.loss, self.recipe, config.seed, device
+        )
         strategy = config.strategy.options.model_dump()
         return Trainer(
             self.population,
             engine,
             self.local_algorithm(),
             self.work,
-            lr,
+            self.rates(),
             config.seed,
             weight_by_examples=strategy["weighting"] == "examples",
             drop_partial=strategy["partial_work"] == "drop",
@@ -131,7 +151,7 @@ class Experiment:
         """The engine of local training."""
         config = self.config
         device = torch.device(config.engine.device)
-        return choose_engine(config.engine.training, self.build_model(), self.rule()[0], device)
+        return choose_engine(config.engine.training, self.build_model(), self.recipe, device)
 
     @cached_property
     def block_size(self) -> int:
@@ -139,17 +159,16 @@ class Experiment:
         requested = self.config.engine.block_size
         if requested is not None:
             return requested
-        choice, work = self.engine_choice, self.work
-        sizes = self.population.sizes
-        typical = max(1, round(float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))))
+        choice, work, typical = self.engine_choice, self.work, self.typical_size
         steps = work.planned_steps(typical)
         seen = steps / work.steps_per_epoch(typical) * typical
-        cost = client_cost(choice.parameters, seen, steps)
+        cost = self.recipe.gradients_per_step * client_cost(choice.parameters, seen, steps)
         return default_block_size(self.cohort_size(), choice.group_size, cost)
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""
-        return load_strategy(self.config.strategy.name).local(self.config.strategy.options)
+        algorithm = load_strategy(self.config.strategy.name).local(self.config.strategy.options)
+        return with_optimizer_state(algorithm, self.recipe.optimizer_state, self.recipe.rule.slots)
 
     def cohort_size(self) -> int:
         """Return the number of clients sampled a round."""
@@ -171,7 +190,15 @@ class Experiment:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f'"{device}" cannot be used: {error}', key="engine.device") from None
         strategy = load_strategy(self.config.strategy.name)
-        strategy.check(self.config.strategy.options, self.rule()[0])
+        strategy.check(self.config.strategy.options, self.recipe)
+        self.rates()
+        wanted = self.config.evaluation.validation_clients
+        if wanted and not self.population.has_validation:
+            raise ConfigError(
+                f"got {wanted}, but the clients have no validation splits; "
+                "set data.validation_fraction > 0",
+                key="evaluation.validation_clients",
+            )
         self._check_model()
         assert self.engine_choice
 

@@ -21,25 +21,31 @@ from flwr.serverapp import Grid
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from fedopt.analysis.columns import ROUND_COLUMNS, names
 from fedopt.analysis.progress import Progress
 from fedopt.analysis.store import RunWriter
 from fedopt.analysis.summary import summarise
+from fedopt.calibration import draw_reliability, final_calibration
 from fedopt.client.trainer import Status
 from fedopt.config import Config
+from fedopt.data.population import Examples
 from fedopt.data.statistics import population_statistics
 from fedopt.experiment import Experiment, load_strategy
+from fedopt.local import base_lr, make_plateau
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
 from fedopt.results import Run, Snapshot
+from fedopt.seeds import torch_generator
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
+from fedopt.server.model_average import ModelAverage, with_statistics
 from fedopt.server.rounds import Federation, RoundRecord
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
 
 CHECKPOINTS = "checkpoints"
-TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps")
+TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps", "client_gradients")
 
 
 class Recorder:
@@ -82,6 +88,10 @@ class Recorder:
         self._totals = dict.fromkeys(TOTALS, 0.0)
         self._started = 0.0
         self._initial: dict[str, float] = {}
+        self._evaluator: Evaluator | None = None
+        self._rates = experiment.rates()
+        self._average: ModelAverage | None = None
+        self._averaged_state: ModelState | None = None
         self._population: dict[str, Any] = {}
         self._test = experiment.population.test()
 
@@ -104,6 +114,7 @@ class Recorder:
         """Write what is known before training; return the first model and the first round."""
         experiment, config = self.experiment, self.experiment.config
         layout = evaluator.layout
+        self._evaluator = evaluator
         initial = layout.named(model_state(experiment.build_model(), layout))
         self._initial = self._measured(evaluator, layout.state(initial))
         if self._checkpoints:
@@ -113,7 +124,10 @@ class Recorder:
             arrays = to_record(layout.named(layout.state(latest.arrays)))
             rows = {c.round: c.client_rows for c in self._checkpoints}
             self.strategy.prepare(arrays, rows)
-            self.strategy.load_vectors(latest.vectors)
+            self.strategy.load_saved_vectors(latest.vectors)
+            if config.server_swa.is_on:
+                self._average = self._new_average()
+                self._average.load(latest.vectors)
             self._totals |= latest.totals
         else:
             arrays = to_record(initial)
@@ -129,10 +143,46 @@ class Recorder:
         """Evaluate a model on the test set; large ones on all nodes of a simulation."""
         test = self._test
         shares = isinstance(grid, DirectGrid) and len(grid.get_node_ids()) > 1
+        averaged = self._averaged_metrics(evaluator, grid)
         if test is None or not shares or evaluator.batches(test) < 2:
-            return self._measured(evaluator, self.strategy.state)
+            return self._measured(evaluator, self.strategy.state) | averaged
         config = ConfigRecord(self.message_config)
-        return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config))
+        return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config)) | averaged
+
+    def observe(self, round: int) -> None:
+        """Let the running average see the model after a round."""
+        if self._average is None and self.experiment.config.server_swa.is_on:
+            self._average = self._new_average()
+        if self._average is not None:
+            self._average.observe(round, self.strategy.state.parameters)
+            self._averaged_state = None
+
+    def _new_average(self) -> ModelAverage:
+        config = self.experiment.config
+        return ModelAverage(config.server_swa, config.rounds, self.strategy.layout.size)
+
+    def _averaged_metrics(self, evaluator: Evaluator, grid: Grid) -> dict[str, float]:
+        """Return what the averaged model measures on the test set, once there is one."""
+        average, strategy = self._average, self.strategy
+        if average is None or not average.models:
+            return {}
+        layout = strategy.layout
+        state = ModelState(average.mean().to(layout.dtype), strategy.state.buffers)
+        config = self.experiment.config
+        clients = min(config.server_swa.batch_norm_clients, strategy.sampler.clients)
+        round = strategy.record.round if strategy.record is not None else 0
+        self._averaged_state = with_statistics(
+            grid,
+            state,
+            to_record(layout.named(state)),
+            evaluator.statistics,
+            strategy.sampler.sample(round, clients, "batch_norm").tolist(),
+            round,
+            ConfigRecord(self.message_config),
+        )
+        measured = self._measured(evaluator, self._averaged_state)
+        columns = set(names(ROUND_COLUMNS))
+        return {f"swa_{k}": v for k, v in measured.items() if f"swa_{k}" in columns}
 
     def _measured(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
         test = self._test
@@ -142,10 +192,12 @@ class Recorder:
 
     def record(self, record: RoundRecord, metrics: Mapping[str, float]) -> None:
         """Record a round; write a checkpoint where one is due."""
-        reports, totals = record.reports, self._totals
+        experiment, reports, totals = self.experiment, record.reports, self._totals
         totals["bytes_up"] += record.bytes_up
         totals["bytes_down"] += record.bytes_down
         totals["client_steps"] += sum(reports.steps)
+        totals["client_gradients"] += sum(reports.steps) * experiment.recipe.gradients_per_step
+        sharpness = self._sharpness(record.round)
         totals["wall_seconds"] = time.perf_counter() - self._started
         columns = dict(vars(reports))
         columns["status"] = [Status(status).name.lower() for status in reports.status]
@@ -155,14 +207,18 @@ class Recorder:
             "round": record.round,
             "train_loss": record.train_loss,
             **metrics,
+            **sharpness,
             **record.metrics,
             "clients": record.count(Status.TRAINED, Status.PARTIAL),
             "dropped_clients": record.count(Status.DROPPED),
             "failed_clients": record.count(Status.FAILED),
+            "lr": self._mean_lr(record),
+            "skipped_steps": sum(reports.skipped_steps),
             "bytes_up": int(totals["bytes_up"]),
             "bytes_down": int(totals["bytes_down"]),
             "wall_seconds": totals["wall_seconds"],
             "client_steps": int(totals["client_steps"]),
+            "client_gradients": int(totals["client_gradients"]),
         }
         self.writer.add_round(row)
         self.progress.update(row)
@@ -179,6 +235,10 @@ class Recorder:
         if last not in self._snapshots:
             self._snapshots[last] = self._snapshot(with_clients=self.strategy.is_small)
         arrays = self._snapshots[last].parameters
+        assert self._evaluator is not None, "the run was not started"
+        calibration = final_calibration(
+            self.experiment, self._evaluator, self.strategy.state, self._test
+        )
         facts: dict[str, Any] = {
             "status": "completed",
             "run_dir": str(writer.directory) if writer.directory else None,
@@ -194,21 +254,62 @@ class Recorder:
                 "block_size": self.experiment.block_size,
             },
             "initial": self._initial,
+            "calibration": calibration.values.facts(),
             "population": self._population,
             "environment": environment(),
         }
+        averaged: dict[str, Tensor] | None = None
+        if self._average is not None and self._averaged_state is not None:
+            averaged = self.strategy.layout.named(self._averaged_state)
+            facts["swa"] = {
+                "first_round": self._average.first_round,
+                "models": self._average.models,
+                "model_sha256": digest(averaged),
+            }
+            writer.write_bytes("model_swa.safetensors", save(averaged, {"format": "pt"}))
         summary = summarise(writer.rows, facts)
         writer.write_bytes("model.safetensors", save(arrays, {"format": "pt"}))
         run = Run(
-            config, writer.directory, summary, writer.history(), writer.clients(), self._snapshots
+            config,
+            writer.directory,
+            summary,
+            writer.history(),
+            writer.clients(),
+            self._snapshots,
+            averaged,
         )
         if writer.directory is not None:
             from fedopt.analysis.plots import save_figure
 
             save_figure(run.plot(), writer.directory / "convergence.png")
+            draw_reliability(self.experiment, calibration, writer.directory / "reliability.png")
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
         return run
+
+    def _sharpness(self, round: int) -> dict[str, float]:
+        """Return the columns of the test loss's sharpness, where the round has them."""
+        config, test = self.experiment.config, self._test
+        wanted = config.evaluation
+        due = wanted.sharpness_every and (
+            round % wanted.sharpness_every == 0 or round == config.rounds
+        )
+        if not due or test is None or not test.size or self._evaluator is None:
+            return {}
+        first = slice(wanted.sharpness_examples)
+        found = self._evaluator.sharpness(
+            self.strategy.state,
+            Examples(test.x[first], test.y[first]),
+            wanted.sharpness_rho,
+            torch_generator(config.seed, "sharpness"),
+        )
+        return {"test_sharpness": found.eigenvalue, "test_ball_increase": found.ball_increase}
+
+    def _mean_lr(self, record: RoundRecord) -> float:
+        """Return the mean learning rate of a round's nominal steps."""
+        steps = self.experiment.nominal_steps
+        rates, _ = self._rates.at(record.round, steps, steps)
+        return float(rates.mean()) * record.lr_scale
 
     def _header(self, layout: ParameterLayout) -> str:
         config, population = self.experiment.config, self.experiment.population
@@ -244,7 +345,10 @@ class Recorder:
         folder = directory / CHECKPOINTS
         rows = strategy.store.checkpoint(round) if strategy.store else {}
         arrays = strategy.layout.named(strategy.state)
-        Checkpoint(round, arrays, strategy.vectors(), rows, dict(self._totals)).save(folder)
+        vectors = strategy.saved_vectors()
+        if self._average is not None:
+            vectors |= self._average.vectors()
+        Checkpoint(round, arrays, vectors, rows, dict(self._totals)).save(folder)
         for old, path in list(saved_rounds(folder).items())[:-keep]:
             path.unlink()
             if strategy.store:
@@ -257,7 +361,8 @@ class Recorder:
         if strategy.store and with_clients:
             for client in strategy.store.clients():
                 for name, vector in strategy.store.read(client).items():
-                    rows.setdefault(name, {})[client] = layout.named_vector(vector)
+                    named = layout.named_vector(vector) if vector.dim() else {name: vector}
+                    rows.setdefault(name, {})[client] = named
         return Snapshot(
             layout.named(strategy.state),
             {name: layout.named_vector(v) for name, v in strategy.vectors().items()},
@@ -266,7 +371,7 @@ class Recorder:
 
 
 def _test_metrics(measured: Measurement) -> dict[str, float]:
-    names = ("loss", "accuracy", "ece", "brier")
+    names = ("loss", "accuracy", "ece", "mce", "brier")
     return {f"test_{name}": getattr(measured, name) for name in names}
 
 
@@ -286,6 +391,10 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         evaluate_every=config.evaluation.every,
         buffers=tuple(spec.name for spec in layout.buffers),
         folder=folder,
+        optimizer_state=experiment.recipe.optimizer_state,
+        optimizer_slots=experiment.recipe.rule.slots,
+        plateau=make_plateau(config),
+        lr=base_lr(config),
     )
     options = config.strategy.options
     assert isinstance(options, StrategyOptions)

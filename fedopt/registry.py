@@ -21,6 +21,7 @@ from fedopt.errors import ConfigError, did_you_mean, unknown_name
 KINDS: dict[str, str] = {
     "strategies": "strategy.name",
     "optimizers": "local.optimizer.name",
+    "schedules": "local.schedule.name",
     "datasets": "data.name",
     "partitions": "partition.name",
     "models": "model.name",
@@ -145,5 +146,5 @@ def _import_hint(module_name: str) -> str:
 
 def fill() -> None:
     """Register everything that comes with fedopt (idempotent)."""
-    for package in ("data", "models", "optim", "server", "client", "simulation"):
+    for package in ("data", "models", "optim", "schedules", "server", "client", "simulation"):
         importlib.import_module(f"fedopt.{package}.catalogue")

@@ -41,6 +41,7 @@ class Run:
         summary: the contents of `summary.json`.
         history: a pandas DataFrame with a row a round (columns of `rounds.csv`).
         clients: a pandas DataFrame with a row per client and round (columns of `clients.csv`).
+        averaged: the averaged model's arrays by name (`server.swa`), or None without one.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class Run:
         history: DataFrame,
         clients: DataFrame,
         snapshots: Mapping[int, Snapshot],
+        averaged: dict[str, Tensor] | None = None,
     ) -> None:
         self.config = config
         self.dir = directory
         self.summary = summary
         self.history = history
         self.clients = clients
+        self.averaged = averaged
         self._snapshots = snapshots
 
     def parameters(self, round: int | None = None) -> dict[str, Tensor]:

@@ -170,6 +170,7 @@ def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
         assert new_arrays is not None
         assert strategy.record is not None
         arrays = new_arrays
+        recorder.observe(round)
         questions = list(strategy.configure_evaluate(round, arrays, message_config, grid))
         if questions:
             strategy.aggregate_evaluate(round, grid.send_and_receive(questions))

@@ -58,6 +58,18 @@ class LocalTable(Table):
     loss: str = Field(
         "cross_entropy", description='a registered loss, or "package.module:function"'
     )
+    optimizer_state: Literal["reset", "keep", "average"] = Field(
+        "reset",
+        description="the optimizer's moments between rounds: reset begins afresh; keep gives each "
+        "client its own last ones; average gives all the weighted mean of the last cohort's",
+    )
+    nominal_steps: int | None = Field(
+        None,
+        ge=1,
+        description='local steps that a round counts for in a schedule of scope "across" and in '
+        "the decay of gradient noise, >= 1 (default: those of a client with the mean number of "
+        "examples)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -71,6 +83,130 @@ class LocalTable(Table):
         if self.epochs is not None and self.steps is not None:
             raise ValueError("steps: epochs and steps exclude each other; give one")
         return self
+
+
+class SamTable(Table):
+    """Sharpness-aware minimisation (Foret et al. 2021) in every local step."""
+
+    rho: float = Field(
+        0.0, ge=0, description="radius of the perturbation, >= 0; 0: off; 0.05 is usual"
+    )
+    adaptive: bool = Field(
+        False, description="ASAM (Kwon et al. 2021): the radius is relative to the weights"
+    )
+    eta: float = Field(0.01, ge=0, description="added to the weights' size by ASAM, >= 0")
+    corrected: bool = Field(
+        False,
+        description="whether the perturbation follows the gradient with the strategy's correction "
+        "rather than the client's own; the step's gradient is corrected either way",
+    )
+
+    @model_validator(mode="after")
+    def _needs_radius(self) -> SamTable:
+        if self.rho == 0 and (self.adaptive or self.corrected):
+            key = "adaptive" if self.adaptive else "corrected"
+            raise ValueError(f"{key}: needs rho > 0, got rho = 0")
+        return self
+
+
+class GradientTable(Table):
+    """What happens to a client's gradient before the optimizer sees it, in the order given here."""
+
+    penalty: float = Field(
+        0.0,
+        ge=0,
+        description="mu of the term mu |grad L|^2 in the objective (Barrett & Dherin 2021), >= 0; "
+        "gradient descent at rate lr has lr/4 implicitly",
+    )
+    skip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="a step whose gradient has a greater norm, or one that is not finite, does "
+        "not happen, > 0",
+    )
+    skip_nonfinite: bool = Field(
+        False, description="a step whose gradient is not finite does not happen"
+    )
+    clip_norm: float | None = Field(
+        None, gt=0, description="the gradient's norm over all parameters is cut to it, > 0"
+    )
+    clip_value: float | None = Field(
+        None, gt=0, description="the gradient's elements are cut to it, > 0"
+    )
+    noise_eta: float | None = Field(
+        None,
+        gt=0,
+        description="eta of Gaussian noise of variance eta / (1 + t)^noise_gamma at step t of the "
+        "run (Neelakantan et al. 2015), > 0; they use 0.01, 0.3 or 1",
+    )
+    noise_gamma: float = Field(0.55, ge=0, description="how fast the noise decays, >= 0")
+
+
+class LocalSwaTable(Table):
+    """The mean of a client's last iterates is sent, not the last (Izmailov et al. 2018)."""
+
+    last_steps: int | None = Field(None, ge=1, description="iterates averaged, >= 1")
+    last_epochs: float | None = Field(None, gt=0, description="the same in epochs, > 0")
+    decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="moving average a <- decay a + (1 - decay) w instead of the mean, in (0, 1)",
+    )
+
+    @model_validator(mode="after")
+    def _one_window(self) -> LocalSwaTable:
+        if self.last_steps is not None and self.last_epochs is not None:
+            raise ValueError("last_epochs: last_steps and last_epochs exclude each other; give one")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is averaged."""
+        return any(v is not None for v in (self.last_steps, self.last_epochs, self.decay))
+
+
+class ServerSwaTable(Table):
+    """A running mean of the server's models, evaluated and saved beside the last; not fed back."""
+
+    start: StrictInt | StrictFloat | None = Field(
+        None,
+        description="when averaging begins: a share of the rounds in [0, 1), or a round in "
+        "1..rounds (default: off; 0 where decay is given); 0.75 is usual",
+    )
+    every: int = Field(1, ge=1, description="rounds between the models averaged, >= 1")
+    decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="moving average (EMA) a <- decay a + (1 - decay) x instead of the mean, "
+        "in (0, 1)",
+    )
+    batch_norm_clients: int = Field(
+        20,
+        ge=1,
+        description="clients on whose training data the statistics of BatchNorm are computed "
+        "anew for the averaged model, >= 1; the data stay with them",
+    )
+
+    @model_validator(mode="after")
+    def _begins_in_time(self) -> ServerSwaTable:
+        start = self.start
+        if isinstance(start, bool) or (isinstance(start, int) and start < 1):
+            raise ValueError(f"start: a round must be >= 1, got {start}")
+        if isinstance(start, float) and not 0 <= start < 1:
+            raise ValueError(f"start: a share must be in [0, 1), got {start}")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is averaged."""
+        return self.start is not None or self.decay is not None
+
+    def first_round(self, rounds: int) -> int:
+        """Return the first round whose model is averaged, in 1..rounds."""
+        start = self.start or 0
+        return start if isinstance(start, int) and start else int(start * rounds) + 1
 
 
 class SystemTable(Table):
@@ -122,6 +258,18 @@ class EvaluationTable(Table):
         ge=0,
         description="clients whose validation split is evaluated (0: none); they are drawn "
         "afresh each time",
+    )
+    sharpness_every: int = Field(
+        0,
+        ge=0,
+        description="rounds between measurements of the test loss's sharpness; 0: never, else "
+        "the last always",
+    )
+    sharpness_examples: int = Field(
+        1000, ge=1, description="test examples, the first so many, of that measurement, >= 1"
+    )
+    sharpness_rho: float = Field(
+        0.05, gt=0, description="radius of the perturbation of test_ball_increase, > 0"
     )
 
 

@@ -141,6 +141,9 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "every": small,
         "batch_size": small,
         "validation_clients": st.integers(0, 100),
+        "sharpness_every": st.integers(0, 100),
+        "sharpness_examples": st.integers(1, 10_000),
+        "sharpness_rho": st.floats(1e-6, 10.0),
     },
     "checkpoint": {"every": st.integers(0, 100), "keep": small},
 }

@@ -10,16 +10,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fedopt.analysis.calibration import Calibration as Calibration
+    from fedopt.analysis.calibration import measure_calibration as measure_calibration
+    from fedopt.analysis.calibration_plots import reliability_figure as reliability_figure
+    from fedopt.analysis.client_plots import client_figure as client_figure
     from fedopt.analysis.columns import CLIENT_COLUMNS as CLIENT_COLUMNS
     from fedopt.analysis.columns import ROUND_COLUMNS as ROUND_COLUMNS
     from fedopt.analysis.columns import Column as Column
     from fedopt.analysis.columns import markdown_table as markdown_table
+    from fedopt.analysis.distribution import ClientDistribution as ClientDistribution
+    from fedopt.analysis.distribution import client_distribution as client_distribution
+    from fedopt.analysis.metrics import ReliabilityBins as ReliabilityBins
     from fedopt.analysis.metrics import classification_metrics as classification_metrics
     from fedopt.analysis.metrics import expected_calibration_error as expected_calibration_error
+    from fedopt.analysis.metrics import maximum_calibration_error as maximum_calibration_error
+    from fedopt.analysis.metrics import reliability as reliability
+    from fedopt.analysis.metrics import temperature_scale as temperature_scale
     from fedopt.analysis.plots import convergence_figure as convergence_figure
     from fedopt.analysis.plots import save_figure as save_figure
     from fedopt.analysis.progress import Progress as Progress
     from fedopt.analysis.progress import make_progress as make_progress
+    from fedopt.analysis.sharpness import sam_ball_increase as sam_ball_increase
+    from fedopt.analysis.sharpness import top_hessian_eigenvalue as top_hessian_eigenvalue
     from fedopt.analysis.store import RunWriter as RunWriter
     from fedopt.analysis.store import default_directory as default_directory
     from fedopt.analysis.store import read_clients as read_clients
@@ -29,16 +41,28 @@ if TYPE_CHECKING:
     from fedopt.analysis.summary import summarise as summarise
 
 _HOME = {
+    "Calibration": "calibration",
+    "measure_calibration": "calibration",
+    "reliability_figure": "calibration_plots",
+    "client_figure": "client_plots",
     "CLIENT_COLUMNS": "columns",
     "ROUND_COLUMNS": "columns",
     "Column": "columns",
     "markdown_table": "columns",
+    "ClientDistribution": "distribution",
+    "client_distribution": "distribution",
+    "ReliabilityBins": "metrics",
     "classification_metrics": "metrics",
     "expected_calibration_error": "metrics",
+    "maximum_calibration_error": "metrics",
+    "reliability": "metrics",
+    "temperature_scale": "metrics",
     "convergence_figure": "plots",
     "save_figure": "plots",
     "Progress": "progress",
     "make_progress": "progress",
+    "sam_ball_increase": "sharpness",
+    "top_hessian_eigenvalue": "sharpness",
     "RunWriter": "store",
     "default_directory": "store",
     "read_clients": "store",
@@ -51,21 +75,33 @@ _HOME = {
 __all__ = [
     "CLIENT_COLUMNS",
     "ROUND_COLUMNS",
+    "Calibration",
+    "ClientDistribution",
     "Column",
     "Progress",
+    "ReliabilityBins",
     "RunWriter",
     "classification_metrics",
+    "client_distribution",
+    "client_figure",
     "convergence_figure",
     "default_directory",
     "expected_calibration_error",
     "final_table",
     "make_progress",
     "markdown_table",
+    "maximum_calibration_error",
+    "measure_calibration",
     "read_clients",
     "read_history",
     "read_summary",
+    "reliability",
+    "reliability_figure",
+    "sam_ball_increase",
     "save_figure",
     "summarise",
+    "temperature_scale",
+    "top_hessian_eigenvalue",
 ]
 
 

@@ -34,6 +34,14 @@ class Column:
     better: Literal["higher", "lower"] | None = None
 
 
+_AVERAGED: tuple[tuple[str, Kind, str, Literal["higher", "lower"] | None], ...] = (
+    ("test_loss", "real", "loss", "lower"),
+    ("test_accuracy", "real", "fraction", "higher"),
+    ("test_ece", "real", "fraction", None),
+    ("test_mce", "real", "fraction", None),
+    ("test_brier", "real", "1", None),
+)
+
 ROUND_COLUMNS: tuple[Column, ...] = (
     Column("round", "integer", "1", "Communication round, from 1 (0: before any training)."),
     Column(
@@ -63,10 +71,28 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Expected calibration error on the test set, 15 bins on the top probability.",
     ),
     Column(
+        "test_mce",
+        "real",
+        "fraction",
+        "Maximum calibration error on the test set, over the bins of `test_ece`.",
+    ),
+    Column(
         "test_brier",
         "real",
         "1",
         "Multi-class Brier score on the test set: mean squared distance to the one-hot target.",
+    ),
+    Column(
+        "test_sharpness",
+        "real",
+        "loss",
+        "Largest eigenvalue of the Hessian of the test loss, on its first examples.",
+    ),
+    Column(
+        "test_ball_increase",
+        "real",
+        "loss",
+        "Rise of the test loss under SAM's ascent step, on the examples of `test_sharpness`.",
     ),
     Column(
         "validation_loss",
@@ -82,6 +108,36 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Fraction of the validation set whose most probable class is the right one.",
         better="higher",
     ),
+    Column(
+        "validation_accuracy_mean",
+        "real",
+        "fraction",
+        "Mean over the evaluated clients of their validation accuracies, each counting the same.",
+        better="higher",
+    ),
+    Column(
+        "validation_accuracy_worst10",
+        "real",
+        "fraction",
+        "Mean validation accuracy of the worst tenth of the evaluated clients, at least one.",
+        better="higher",
+    ),
+    Column(
+        "validation_accuracy_variance",
+        "real",
+        "1",
+        "Population variance over the evaluated clients of their validation accuracies.",
+    ),
+    *(
+        Column(f"swa_{name}", kind, unit, f"`{name}` of the averaged model.", better=better)
+        for name, kind, unit, better in _AVERAGED
+    ),
+    Column(
+        "lr",
+        "real",
+        "1",
+        "Mean learning rate of the round's steps, of a client with the nominal number of them.",
+    ),
     Column("clients", "integer", "clients", "Clients whose update the server aggregated."),
     Column(
         "dropped_clients",
@@ -94,6 +150,12 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "integer",
         "clients",
         "Clients of the cohort whose local training ended in an error.",
+    ),
+    Column(
+        "skipped_steps",
+        "integer",
+        "steps",
+        "Local steps of the cohort that did not happen because of their gradient.",
     ),
     Column("bytes_up", "integer", "bytes", "Sent from clients to the server.", cumulative=True),
     Column("bytes_down", "integer", "bytes", "Sent from the server to clients.", cumulative=True),
@@ -110,6 +172,14 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "integer",
         "steps",
         "Local steps done, summed over clients; those of dropped clients are counted too.",
+        cumulative=True,
+    ),
+    Column(
+        "client_gradients",
+        "integer",
+        "gradients",
+        "Minibatch gradients computed in these steps: two a step with sharpness-aware "
+        "minimisation, and twice as many with a gradient penalty.",
         cumulative=True,
     ),
 )
@@ -139,6 +209,19 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
     Column("train_loss", "real", "loss", "Example-weighted mean of the client's minibatch losses."),
     Column("update_norm", "real", "1", "Euclidean norm of the client's update."),
     Column("weight", "real", "1", "Weight of the update in the aggregate, before normalising."),
+    Column(
+        "skipped_steps",
+        "integer",
+        "steps",
+        "Those of `steps` that did not happen because of their gradient.",
+    ),
+    Column(
+        "lr_sum",
+        "real",
+        "1",
+        "Sum of the coefficients with which the applied gradients entered the update: of the "
+        "learning rates for SGD; empty where the optimizer has none.",
+    ),
 )
 """Columns of `clients.csv`, in order: one row per client and round."""
 

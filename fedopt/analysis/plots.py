@@ -20,6 +20,19 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from fedopt.analysis.columns import ROUND_COLUMNS
+from fedopt.analysis.style import (
+    COLOURS,
+    DASHES,
+    DPI,
+    FEW,
+    HEIGHT,
+    MARKERS,
+    SMALL,
+    TEXT,
+    WIDTH,
+    tidy,
+)
 from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError, unknown_name
 
@@ -60,20 +73,6 @@ _AXES = {
     ),
 }
 
-# Okabe and Ito, "Color universal design", 2008: told apart by colour-blind readers. Its yellow
-# is left out, too faint for a line on white; grey takes its place.
-_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-    "#7F7F7F",
-)
-_DASHES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _Style = str | tuple[float, tuple[float, ...]]
 # What a single run's lines measure: colour, line style, marker.
 _PARTS: dict[str, tuple[str, _Style, str]] = {
@@ -82,15 +81,17 @@ _PARTS: dict[str, tuple[str, _Style, str]] = {
     "test": ("#0072B2", "-", "^"),
 }
 
-_WIDTH, _HEIGHT, _DPI = 7.0, 2.8, 200  # inches, inches, dots per inch: a two-column page
-_TEXT, _SMALL = 8.0, 7.0  # points
 _LEGEND_ROW = 0.17  # inches
-_FEW = 15  # points: up to here each measurement gets a marker
 _DECADES = 100.0  # ratio of largest to smallest loss from which on the axis is logarithmic
 _FORMATS = ("png", "svg", "pdf")
 
 
-def convergence_figure(runs: Sequence[Run], x: str = "rounds", title: str | None = None) -> Figure:
+def convergence_figure(
+    runs: Sequence[Run],
+    x: str = "rounds",
+    title: str | None = None,
+    metrics: Sequence[str] = (),
+) -> Figure:
     """Draw how one run or several converge: loss on the left, accuracy on the right.
 
     A single run shows its train, validation and test losses; several runs show the test loss
@@ -102,12 +103,14 @@ def convergence_figure(runs: Sequence[Run], x: str = "rounds", title: str | None
         x: `"rounds"`, `"bytes"` (up and down, in MB), `"seconds"` (virtual clock), `"wall"`
             (real seconds) or `"steps"` (local steps of all clients).
         title: a line above the panels.
+        metrics: real columns of `rounds.csv` to draw instead, a panel each, two in a row.
 
     Returns:
         A figure of 7.0 inches by 2.8 or more (many runs need a taller legend), 200 dpi.
 
     Raises:
-        ConfigError: no run, a run without rounds, an unknown `x`, or one that was not measured.
+        ConfigError: no run, a run without rounds, an unknown `x` or metric, or one that was not
+            measured.
     """
     if x not in _AXES:
         raise unknown_name("--x", x, _AXES)
@@ -115,13 +118,18 @@ def convergence_figure(runs: Sequence[Run], x: str = "rounds", title: str | None
         raise ConfigError("there is no run to plot.")
     axis = _AXES[x]
     places = [_places(run, axis, x) for run in runs]
-    panels = _one_run(runs[0][1], places[0]) if len(runs) == 1 else _many_runs(runs, places)
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.07))
+    if metrics:
+        panels = [_metric(name, runs, places) for name in dict.fromkeys(metrics)]
+    else:
+        panels = _one_run(runs[0][1], places[0]) if len(runs) == 1 else _many_runs(runs, places)
+    rows, columns = -(-len(panels) // 2), min(2, len(panels))
+    size = (WIDTH, HEIGHT * rows)
+    figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07))
     drawn = []
     for index, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), index)
+        axes = figure.add_subplot(rows, columns, index)
         drawn.append(_draw(axes, panel))
-        axes.set_xlabel(axis.label, fontsize=_TEXT)
+        axes.set_xlabel(axis.label, fontsize=TEXT)
         if x == "rounds":
             axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         elif x == "steps":
@@ -129,7 +137,7 @@ def convergence_figure(runs: Sequence[Run], x: str = "rounds", title: str | None
     if any(len(panel.lines) > 1 for panel in panels):  # else the axes' labels say it all
         _add_legend(figure, panels, drawn)
     if title:
-        figure.suptitle(title, fontsize=_TEXT + 1)
+        figure.suptitle(title, fontsize=TEXT + 1)
     return figure
 
 
@@ -158,7 +166,7 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     buffer = io.BytesIO()
     # Publishers refuse PDFs with Type 3 fonts; 42 embeds TrueType.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fedopt"}):
-        figure.savefig(buffer, format=suffix, dpi=_DPI, metadata=stamp)
+        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=stamp)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
@@ -234,7 +242,7 @@ def _many_runs(runs: Sequence[Run], places: Sequence[Floats]) -> list[_Panel]:
             continue
         accuracy = name == "test_accuracy"
         # Among many runs the marks would be clutter; the legend gives their values.
-        ranked = accuracy and len(runs) <= len(_COLOURS)
+        ranked = accuracy and len(runs) <= len(COLOURS)
         lines = (
             _Line(*pair, label, *_look(index, len(runs)), ranked=ranked)
             for index, (label, pair) in enumerate(zip(labels, points, strict=True))
@@ -246,6 +254,23 @@ def _many_runs(runs: Sequence[Run], places: Sequence[Floats]) -> list[_Panel]:
             "one by one."
         )
     return panels
+
+
+def _metric(name: str, runs: Sequence[Run], places: Sequence[Floats]) -> _Panel:
+    """Return the panel of one column of `rounds.csv`."""
+    known = {column.name: column for column in ROUND_COLUMNS if column.kind == "real"}
+    if name not in known:
+        raise unknown_name("--metric", name, known)
+    lines = []
+    for index, ((label, frame), place) in enumerate(zip(runs, places, strict=True)):
+        points = _measured(frame, name, place)
+        if points is None:
+            raise ConfigError(f'run "{label}" did not measure it.', key=f"--metric {name}")
+        lines.append(_Line(*points, label, *_look(index, len(runs)), ranked=len(runs) == 1))
+    column = known[name]
+    accuracy = column.unit == "fraction" and column.better == "higher"
+    unit = f" [{column.unit}]" if column.unit == "s" else ""
+    return _Panel(name.replace("_", " ") + unit, tuple(lines), accuracy)
 
 
 def _common(
@@ -269,18 +294,18 @@ def _measured(frame: pd.DataFrame, column: str, places: Floats) -> tuple[Floats,
 
 def _look(index: int, runs: int) -> tuple[str, str, str]:
     """Return colour, line style and marker of the run at `index` among so many `runs`."""
-    turn = index // len(_COLOURS)
+    turn = index // len(COLOURS)
     # Curves that coincide stay visible: each is dashed otherwise than the one drawn before it.
-    dash = _DASHES[(turn if runs > len(_COLOURS) else index) % len(_DASHES)]
-    return _COLOURS[index % len(_COLOURS)], dash, _MARKERS[(index + turn) % len(_MARKERS)]
+    dash = DASHES[(turn if runs > len(COLOURS) else index) % len(DASHES)]
+    return COLOURS[index % len(COLOURS)], dash, MARKERS[(index + turn) % len(MARKERS)]
 
 
 def _draw(axes: Axes, panel: _Panel) -> list[Line2D]:
     """Draw a panel and return the handles of its lines, in order."""
     handles = []
-    crowded = len(panel.lines) > len(_COLOURS)
+    crowded = len(panel.lines) > len(COLOURS)
     for line in panel.lines:
-        few = len(line.x) <= _FEW
+        few = len(line.x) <= FEW
         handles += axes.plot(
             line.x,
             line.y,
@@ -293,14 +318,8 @@ def _draw(axes: Axes, panel: _Panel) -> list[Line2D]:
             markevery=1 if few else max(1, len(line.x) // 8),
             solid_joinstyle="round",
         )
-    axes.set_ylabel(panel.label, fontsize=_TEXT)
-    axes.tick_params(labelsize=_SMALL, width=0.6, length=2.5)
-    axes.grid(True, color="#E6E6E6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_linewidth(0.6)
+    axes.set_ylabel(panel.label, fontsize=TEXT)
+    tidy(axes)
     values = np.concatenate([line.y for line in panel.lines])
     if panel.accuracy:
         _frame_accuracy(axes, values)
@@ -350,7 +369,7 @@ def _mark_best(axes: Axes, panel: _Panel) -> None:
             textcoords="offset points",
             ha="right" if where > 0.8 else "left" if where < 0.2 else "center",
             va="bottom",
-            fontsize=_SMALL,
+            fontsize=SMALL,
             color="#404040",
         )
 
@@ -368,15 +387,15 @@ def _add_legend(figure: Figure, panels: Sequence[_Panel], drawn: Sequence[list[L
                 texts.append(line.label)
     # A character of 7 point text is about 0.058 inches wide, a handle with its gaps 0.5.
     widest = max(len(text) for text in texts) * 0.058 + 0.5
-    columns = max(1, min(len(texts), int(_WIDTH / widest)))
+    columns = max(1, min(len(texts), int(WIDTH / widest)))
     rows = -(-len(texts) // columns)
-    figure.set_figheight(_HEIGHT + max(0, rows - 1) * _LEGEND_ROW)
+    figure.set_figheight(figure.get_figheight() + max(0, rows - 1) * _LEGEND_ROW)
     legend = figure.legend(
         handles,
         texts,
         loc="outside lower center",
         ncols=columns,
-        fontsize=_SMALL,
+        fontsize=SMALL,
         frameon=False,
         handlelength=2.2,
         columnspacing=1.4,

@@ -223,6 +223,8 @@ class _State:
                 words.append(f"{label} {human_metric(values[name])}")
         if "test_accuracy" in values:
             words.append(f"accuracy {values['test_accuracy']:.3f}")
+        if "validation_accuracy_worst10" in values:
+            words.append(f"worst clients {values['validation_accuracy_worst10']:.3f}")
         if "bytes_up" in values or "bytes_down" in values:
             words.append(human_bytes(values.get("bytes_up", 0) + values.get("bytes_down", 0)))
         elapsed = self.now - self.began

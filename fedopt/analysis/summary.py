@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 Row = Mapping[str, object]
 Number = int | float
 
-_GROUPS = ("train_", "test_", "validation_")
+_APART = ("test_sharpness", "test_ball_increase")  # measured in rounds of their own
+_GROUPS = {
+    **{
+        prefix: tuple(n for n in names(ROUND_COLUMNS) if n.startswith(prefix) and n not in _APART)
+        for prefix in ("train_", "test_", "validation_", "swa_")
+    },
+    "sharpness": _APART,
+}
 _TOTALS = ("clients", "dropped_clients", "failed_clients")
 _INTEGERS = frozenset(column.name for column in ROUND_COLUMNS if column.kind == "integer")
 
@@ -27,7 +34,8 @@ def summarise(rows: Sequence[Row], facts: Mapping[str, object] | None = None) ->
 
     Metrics measured together are reported together: all `test_*` values of `final` come from
     the last round in which any of them was measured, so that a loss that became NaN is
-    reported as missing, never by an older, better value.
+    reported as missing, never by an older, better value. Sharpness, which has rounds of its
+    own, is such a group too.
 
     Args:
         rows: the run's rounds in ascending order, with the names of `ROUND_COLUMNS`; a missing
@@ -91,13 +99,12 @@ def final_table(summary: Mapping[str, object]) -> Table:
 
 def _final(rows: Sequence[Row]) -> dict[str, object]:
     final: dict[str, object] = {}
-    for prefix in _GROUPS:
-        metrics = [name for name in names(ROUND_COLUMNS) if name.startswith(prefix)]
+    for group, metrics in _GROUPS.items():
         for row in reversed(rows):
             values = {name: _number(row, name) for name in metrics}
             if any(value is not None for value in values.values()):
                 final.update(values)
-                if prefix == "test_":
+                if group == "test_":
                     final["test_round"] = _number(row, "round")
                 break
     if rows:

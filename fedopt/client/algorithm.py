@@ -21,13 +21,20 @@ class LocalTerms:
 
     Args:
         proximal: mu of the term mu/2 |w - x|^2, x being the server's parameters; 0 for none.
-        correction: vector added to each gradient, `[G, P]`, or None.
+        correction: vector added to each gradient, `[G, P]` or `[1, P]`, or None.
         full_gradient: whether the gradient at x over all the client's examples is wanted.
+        gradient_scale: factor of the client's own gradient, before anything is added to it.
+        optimizer_state: the rule's slots to go on from, `[G, P]` or `[1, P]` by name; None
+            begins afresh.
+        optimizer_steps: the rule's step counters that belong to them, `[G]` or a scalar.
     """
 
     proximal: float = 0.0
     correction: Tensor | None = None
     full_gradient: bool = False
+    gradient_scale: float = 1.0
+    optimizer_state: Vectors | None = None
+    optimizer_steps: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,18 @@ class LocalResult:
     """What the local training of a group of clients gave.
 
     Args:
-        delta: w - x, the change of the parameters, `[G, P]`.
+        delta: w - x, the change of the parameters, `[G, P]`; w is the client's last iterate, or
+            the mean of its last ones where the recipe averages.
         buffers: change of the buffers, `[G, Q]` in float64.
         train_loss: example-weighted mean of the minibatch losses, `[G]`.
         lr_sum: sum of the coefficients with which gradients entered the update, `[G]`: the sum
-            of the learning rates for SGD; None where the update is not linear in them.
+            of the learning rates of the applied steps for SGD; None where the update is not
+            linear in them.
         full_gradient: gradient at x over all examples, `[G, P]`, where it was asked for.
+        last: w - x for the last iterate, where `delta` is that of an average.
+        skipped: steps that did not happen because of their gradient, `[G]`, where that can be.
+        optimizer_state: the rule's slots after the last step, `[G, P]`, where they are kept.
+        optimizer_steps: its step counters, `[G]`, where they are kept.
     """
 
     delta: Tensor
@@ -48,6 +61,15 @@ class LocalResult:
     train_loss: Tensor
     lr_sum: Tensor | None
     full_gradient: Tensor | None = None
+    last: Tensor | None = None
+    skipped: Tensor | None = None
+    optimizer_state: Vectors = field(default_factory=dict)
+    optimizer_steps: Tensor | None = None
+
+    @property
+    def displacement(self) -> Tensor:
+        """W - x for the last iterate, `[G, P]`: what the applied gradients add up to."""
+        return self.delta if self.last is None else self.last
 
 
 @dataclass(frozen=True)
@@ -63,14 +85,27 @@ class ClientUpdate:
     state: Vectors = field(default_factory=dict)
 
 
+OPTIMIZER = "optimizer."
+"""Prefix of the terms, broadcasts and state fields that are an optimizer's, not a strategy's."""
+
+
+def is_weighted(term: str) -> bool:
+    """Return whether a term is summed with the clients' weights rather than with 1."""
+    return term == "delta" or term.startswith(OPTIMIZER)
+
+
 class LocalAlgorithm(Protocol):
-    """The client's side of a strategy, as two pure functions and three declarations."""
+    """The client's side of a strategy, as two pure functions and two declarations."""
 
-    terms: ClassVar[tuple[str, ...]]
-    """Names of the vectors that a client sends; "delta" is weighted, the others are not."""
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the vectors that a client sends (see `is_weighted`)."""
+        ...
 
-    state_fields: ClassVar[tuple[str, ...]]
-    """Names of the vectors `[P]` that a client keeps between rounds; zero at first."""
+    @property
+    def state_fields(self) -> tuple[str, ...]:
+        """Names of the vectors `[P]` that a client keeps between rounds; zero at first."""
+        ...
 
     def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
         """Return the objective terms, from what the server sent and the clients kept."""
@@ -79,6 +114,12 @@ class LocalAlgorithm(Protocol):
     def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
         """Return what the clients send and keep."""
         ...
+
+
+def state_scalars(algorithm: LocalAlgorithm) -> tuple[str, ...]:
+    """Return the names of the single numbers that a client keeps besides `state_fields`."""
+    names: tuple[str, ...] = getattr(algorithm, "state_scalars", ())
+    return names
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedopt.client.messages import decode_request, encode_outcome, text
+from fedopt.client.algorithm import state_scalars
+from fedopt.client.messages import decode_request, encode_outcome, integer, text
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
@@ -21,7 +22,9 @@ from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.records import from_record, integers
+from fedopt.seeds import seed_torch, torch_seed
 from fedopt.server.evaluation import Evaluator, encode_outputs
+from fedopt.server.model_average import encode_statistics
 
 
 class Node:
@@ -50,8 +53,11 @@ class Node:
         rows = None
         if request.state_path is not None:
             fields = trainer.algorithm.state_fields
-            rows = RowFile(request.state_path, fields, layout.size, layout.dtype)
-        outcome = trainer.train(request.round, request.blocks, start, broadcast, rows)
+            scalars = state_scalars(trainer.algorithm)
+            rows = RowFile(request.state_path, fields, layout.size, layout.dtype, scalars)
+        outcome = trainer.train(
+            request.round, request.blocks, start, broadcast, rows, request.lr_scale
+        )
         return Message(encode_outcome(outcome), reply_to=message)
 
     def evaluate(self, message: Message) -> Message:
@@ -82,6 +88,21 @@ class Node:
         assert self._test is not None
         outputs = evaluator.outputs(state, self._test, integers(config, "batches"))
         return Message(encode_outputs(outputs), reply_to=message)
+
+    def batch_statistics(self, message: Message) -> Message:
+        """Compute BatchNorm's statistics of the model on the clients that a message names."""
+        config = message.content.config_records["config"]
+        experiment = self._prepare(text(config, "experiment"))[0]
+        evaluator, state = self._evaluation(message)
+        round = integer(config, "server-round")
+        examples, buffers = {}, {}
+        for client in integers(config, "clients"):
+            data = experiment.population.train(client)
+            seed = torch_seed(experiment.config.seed, "batch_norm", round, client)
+            seed_torch(seed, torch.device(experiment.config.engine.device))
+            examples[client] = data.size
+            buffers[client] = evaluator.batch_statistics(state, data)
+        return Message(encode_statistics(examples, buffers), reply_to=message)
 
     def _evaluation(self, message: Message) -> tuple[Evaluator, ModelState]:
         """Return the evaluator and the model that a message brings."""
@@ -135,5 +156,10 @@ def client_app(experiment: Experiment | None = None) -> ClientApp:
     def evaluate_test(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         return node.evaluate_test(message)
+
+    @app.evaluate("batch_norm")
+    def batch_norm(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        return node.batch_statistics(message)
 
     return app

@@ -9,11 +9,17 @@ from torch import nn
 
 from fedopt.client.loop import LoopEngine
 from fedopt.client.losses import Loss
-from fedopt.client.stacked import NotStackableError, StackedEngine, check_stackable, group_size
+from fedopt.client.recipe import Recipe
+from fedopt.client.stacked import (
+    NotStackableError,
+    StackedEngine,
+    check_stackable,
+    group_size,
+    is_fused,
+)
 from fedopt.client.trainer import Engine
 from fedopt.errors import ConfigError
 from fedopt.models.layout import ParameterLayout
-from fedopt.optim.rules import Rule, Sgd
 
 UNFUSED_PARAMETERS = 20_000
 """Models up to this size are stacked on a CPU even where the update cannot be fused."""
@@ -37,14 +43,14 @@ class EngineChoice:
 
 
 def choose_engine(
-    training: str, model: nn.Module, rule: Rule, device: torch.device
+    training: str, model: nn.Module, recipe: Recipe, device: torch.device
 ) -> EngineChoice:
     """Return the engine for a model.
 
     Args:
         training: `auto`, `loop` or `stacked`.
         model: the model.
-        rule: the local update rule.
+        recipe: how a step is taken.
         device: where to train.
 
     Raises:
@@ -75,7 +81,7 @@ def choose_engine(
         return loop("convolutions are faster one client at a time on a CPU")
     if size < 2:
         return loop("two clients' parameters would not fit into the cache")
-    if isinstance(rule, Sgd) and not rule.momentum:
+    if is_fused(recipe):
         return stacked("dense layers, fused update")
     if layout.size <= UNFUSED_PARAMETERS:
         return stacked("dense layers, small model")
@@ -86,10 +92,10 @@ def build_engine(
     choice: EngineChoice,
     model: nn.Module,
     loss: Loss,
-    rule: Rule,
+    recipe: Recipe,
     seed: int,
     device: torch.device,
 ) -> Engine:
     """Return the chosen engine over a model."""
     kind = StackedEngine if choice.name == "stacked" else LoopEngine
-    return kind(model, loss, rule, seed, device)
+    return kind(model, loss, recipe, seed, device)

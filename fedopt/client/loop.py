@@ -1,12 +1,13 @@
-"""The `loop` engine: one client after another, for any model, any loss, any rule.
+"""The `loop` engine: one client after another, for any model, any loss, any recipe.
 
 Parameters are views into one flat vector, convolution weights channels-last; nothing but
-activations and gradients is allocated in a step.
+activations and gradients is allocated in a plain step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.gradients import gradients_of
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
+from fedopt.client.recipe import Recipe
+from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
-from fedopt.optim.rules import Rule
+from fedopt.optim.averaging import update_batch_norm
 from fedopt.seeds import seed_torch, torch_seed
+
+Batch = tuple[Tensor, Tensor]
 
 
 class LoopEngine:
@@ -29,7 +35,7 @@ class LoopEngine:
     Args:
         model: the module to train; its parameters are moved into one flat vector.
         loss: function of (output, target) that returns the batch mean as a scalar.
-        rule: the update rule.
+        recipe: how a step is taken.
         seed: the run's seed, from which dropout and the like draw.
         device: where to train.
     """
@@ -37,14 +43,15 @@ class LoopEngine:
     group_size: ClassVar[int] = 1
 
     def __init__(
-        self, model: nn.Module, loss: Loss, rule: Rule, seed: int, device: torch.device
+        self, model: nn.Module, loss: Loss, recipe: Recipe, seed: int, device: torch.device
     ) -> None:
         self._bound = BoundModel(model, device)
         self._loss = loss
-        self._rule = rule
+        self._recipe = recipe
         self._seed = seed
         self.device = device
         self._has_images = any(len(s.shape) == 4 for s in self._bound.layout.parameters)
+        self._group = [view.unsqueeze(0) for view in self.layout.views(self._bound.flat)]
 
     @property
     def layout(self) -> ParameterLayout:
@@ -69,41 +76,116 @@ class LoopEngine:
             terms: what is added to its gradients.
         """
         (plan,) = plans
-        bound, module = self._bound, self._bound.module
-        parameters, rule = bound.parameters, self._rule
+        bound, recipe = self._bound, self._recipe
         bound.load(start)
-        module.train()
+        bound.module.train()
         seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
         inputs, targets = self._tensors(examples)
-        full = self._gradient(inputs, targets) if terms.full_gradient else None
-        if full is not None:
+        full = None
+        if terms.full_gradient:
+            full = self._full_gradient(inputs, targets)
             bound.load(start)
+        batches = self._batches(plan, inputs, targets)
+        if recipe.is_plain and terms.gradient_scale == 1:
+            loss_sum = self._take_plain_steps(plan, batches, start, terms)
+            rates = plan.learning_rates.tolist()
+            lr_sum = recipe.rule.effective_lr_sum(rates)
+            result = LocalResult(
+                delta=(bound.flat - start.parameters).unsqueeze(0),
+                buffers=torch.empty(0),
+                train_loss=torch.empty(0),
+                lr_sum=None if lr_sum is None else torch.tensor([lr_sum], dtype=torch.float64),
+            )
+        else:
+            steps = LocalSteps(
+                recipe, self.layout, self._group, start, terms, plans, self._seed, round
+            )
+            loss_sum = self._take_steps(steps, batches)
+            result = self._outcome(steps, start, plan, inputs, targets)
+        return replace(
+            result,
+            buffers=(bound.buffers() - start.buffers.cpu()).unsqueeze(0),
+            train_loss=(loss_sum / int(plan.offsets[-1])).unsqueeze(0),
+            full_gradient=None if full is None else full.unsqueeze(0),
+        )
+
+    # Steps -------------------------------------------------------------------------------------
+
+    def _take_plain_steps(
+        self, plan: ClientPlan, batches: Iterator[Batch], start: ModelState, terms: LocalTerms
+    ) -> Tensor:
+        """Take steps that are the rule's alone; return the sum of the examples' losses."""
+        parameters, rule = self._bound.parameters, self._recipe.rule
         anchor = self.layout.views(start.parameters) if terms.proximal else []
         correction = (
             self.layout.views(terms.correction[0]) if terms.correction is not None else None
         )
         state = rule.init(parameters)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch, lr in self._batches(plan, inputs, targets):
-            loss = self._loss(module(batch[0]), batch[1])
-            gradients = _gradients(loss, parameters)
+        for batch, lr in zip(batches, plan.learning_rates.tolist(), strict=True):
+            loss, gradients = self._gradients(batch)
             with torch.no_grad():
                 if terms.proximal:
                     pulls = torch._foreach_sub(list(parameters), anchor)  # exactly 0 at the start
-                    torch._foreach_add_(gradients, pulls, alpha=terms.proximal)
+                    gradients = list(torch._foreach_add(gradients, pulls, alpha=terms.proximal))
                 if correction is not None:
-                    torch._foreach_add_(gradients, correction)
+                    gradients = list(torch._foreach_add(gradients, correction))
                 rule.update(parameters, gradients, state, lr)
-                loss_sum += loss.detach() * len(batch[1])
-        seen = int(plan.offsets[-1])
-        lr_sum = rule.effective_lr_sum(plan.learning_rates.tolist())
+                loss_sum += loss * len(batch[1])
+        return loss_sum
+
+    def _take_steps(self, steps: LocalSteps, batches: Iterator[Batch]) -> Tensor:
+        """Take steps by the recipe; return the sum of the examples' losses."""
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(batches):
+            loss, gradients = self._gradients(batch)
+
+            def again(batch: Batch = batch) -> list[Tensor]:
+                with self._bound.frozen_buffers():  # statistics are those of the first pass
+                    return _stacked(self._gradients(batch)[1])
+
+            with torch.no_grad():
+                steps.take(number, _stacked(gradients), again)
+                loss_sum += loss * len(batch[1])
+        return loss_sum
+
+    def _outcome(
+        self,
+        steps: LocalSteps,
+        start: ModelState,
+        plan: ClientPlan,
+        inputs: Tensor,
+        targets: Tensor,
+    ) -> LocalResult:
+        """Return what the recipe's steps came to; the model holds what is sent."""
+        bound, last = self._bound, None
+        if steps.averages is not None:
+            last = (bound.flat - start.parameters).unsqueeze(0)
+            torch._foreach_copy_(self._group, steps.averages)
+            if bound.has_batch_statistics:
+                update_batch_norm(bound.module, self._epoch(plan, inputs))
+        keeps = self._recipe.optimizer_state != "reset"
+        state, counters = steps.optimizer_state() if keeps else ({}, None)
         return LocalResult(
             delta=(bound.flat - start.parameters).unsqueeze(0),
-            buffers=(bound.buffers() - start.buffers.cpu()).unsqueeze(0),
-            train_loss=(loss_sum / seen).unsqueeze(0),
-            lr_sum=None if lr_sum is None else torch.tensor([lr_sum], dtype=torch.float64),
-            full_gradient=None if full is None else full.unsqueeze(0),
+            buffers=torch.empty(0),
+            train_loss=torch.empty(0),
+            lr_sum=steps.lr_sums(),
+            last=last,
+            skipped=steps.skipped if self._recipe.can_skip else None,
+            optimizer_state=state,
+            optimizer_steps=counters,
         )
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of a batch, and the gradients of the objective."""
+        with torch.enable_grad():
+            loss = self._loss(self._bound.module(batch[0]), batch[1])
+            return loss.detach(), gradients_of(
+                loss, self._bound.parameters, penalty=self._recipe.penalty
+            )
+
+    # Data --------------------------------------------------------------------------------------
 
     def _tensors(self, data: Examples) -> tuple[Tensor, Tensor]:
         inputs = _to_tensor(data.x).to(self.device)
@@ -112,31 +194,38 @@ class LoopEngine:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, targets
 
-    def _batches(
-        self, plan: ClientPlan, inputs: Tensor, targets: Tensor
-    ) -> Iterable[tuple[tuple[Tensor, Tensor], float]]:
-        rates = plan.learning_rates.tolist()
+    def _batches(self, plan: ClientPlan, inputs: Tensor, targets: Tensor) -> Iterator[Batch]:
         if plan.order is None:
-            return [((inputs, targets), lr) for lr in rates]
+            return iter([(inputs, targets)] * plan.steps)
         order = torch.from_numpy(plan.order).to(self.device)
         pieces = [order[a:b] for a, b in pairwise(plan.offsets.tolist())]
-        return (((inputs[p], targets[p]), lr) for p, lr in zip(pieces, rates, strict=True))
+        return ((inputs[p], targets[p]) for p in pieces)
 
-    def _gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the gradient over all examples at the current parameters, `[P]`."""
+    def _epoch(self, plan: ClientPlan, inputs: Tensor) -> Iterator[Tensor]:
+        """Return all of the client's inputs, in batches of the size that it trains with."""
+        return iter(torch.split(inputs, -(-plan.examples // plan.steps_per_epoch)))
+
+    def _full_gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of the loss over all examples at the current parameters, `[P]`."""
         module, parameters = self._bound.module, self._bound.parameters
         flat = torch.empty_like(self._bound.flat)
-        gradients = _gradients(self._loss(module(inputs), targets), parameters)
+        gradients = gradients_of(self._loss(module(inputs), targets), parameters)
         for view, gradient in zip(self.layout.views(flat), gradients, strict=True):
             view.copy_(gradient)
         return flat
 
 
-def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-    ]
+def _stacked(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients with a client axis, each with memory of its own."""
+    seen: set[int] = set()
+    own = []
+    for gradient in gradients:
+        # Autograd may hand out one tensor twice, or an expanded scalar.
+        if gradient.data_ptr() in seen or 0 in gradient.stride():
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        seen.add(gradient.data_ptr())
+        own.append(gradient.unsqueeze(0))
+    return own
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:

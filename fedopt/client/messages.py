@@ -32,6 +32,7 @@ class TrainRequest:
         arrays: the model's arrays by name.
         broadcast: other vectors, `[P]` each.
         state_path: file of client state, or None where the strategy keeps none.
+        lr_scale: factor of the clients' learning rates.
         experiment: the run's configuration as JSON, for nodes that were not given it.
     """
 
@@ -40,6 +41,7 @@ class TrainRequest:
     arrays: Mapping[str, Tensor]
     broadcast: Mapping[str, Tensor]
     state_path: str | None
+    lr_scale: float
     experiment: str | None
 
 
@@ -49,11 +51,13 @@ def encode_request(
     arrays: ArrayRecord,
     broadcast: ArrayRecord,
     state: RowFile | None,
+    lr_scale: float,
     extra: ConfigRecord,
 ) -> RecordDict:
     """Return the content of a train message."""
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
+    config["lr-scale"] = lr_scale
     config["block-ids"] = [block.id for block in blocks]
     config["block-sizes"] = [len(block.clients) for block in blocks]
     config["clients"] = [c for block in blocks for c in block.clients]
@@ -86,6 +90,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         arrays=_tensors(content, "arrays"),
         broadcast=_tensors(content, "broadcast"),
         state_path=text(config, "state-path"),
+        lr_scale=number(config, "lr-scale"),
         experiment=text(config, "experiment"),
     )
 
@@ -178,6 +183,13 @@ def integer(config: ConfigRecord, key: str) -> int:
     """Return an integer of a config record."""
     value = config[key]
     assert isinstance(value, int)
+    return value
+
+
+def number(config: ConfigRecord, key: str) -> float:
+    """Return a number of a config record."""
+    value = config[key]
+    assert isinstance(value, float)
     return value
 
 

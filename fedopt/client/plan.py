@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedopt.client.rates import RatePlan
 from fedopt.seeds import derive, generator
 
 Indices = npt.NDArray[np.int64]
@@ -59,6 +60,9 @@ class ClientPlan:
         offsets: step s takes `order[offsets[s]:offsets[s + 1]]`, `[S + 1]`.
         learning_rates: learning rate of each step, `[S]`.
         planned_steps: steps of a full round; S of them happen (fewer on a straggler).
+        steps_per_epoch: steps of one pass over the examples.
+        momenta: momentum of each step, `[S]`, or None where it is the rule's own.
+        first_step: nominal number of the first step in the whole run, from 0.
     """
 
     client: int
@@ -67,6 +71,9 @@ class ClientPlan:
     offsets: Indices
     learning_rates: npt.NDArray[np.float64]
     planned_steps: int
+    steps_per_epoch: int
+    momenta: npt.NDArray[np.float64] | None = None
+    first_step: int = 0
 
     @property
     def steps(self) -> int:
@@ -85,8 +92,9 @@ def plan_clients(
     round: int,
     clients: Sequence[int],
     examples: Sequence[int],
-    lr: float,
+    rates: RatePlan,
     steps: Sequence[int],
+    lr_scale: float = 1.0,
 ) -> list[ClientPlan]:
     """Return the plans of some clients; each depends on its own client alone.
 
@@ -96,15 +104,19 @@ def plan_clients(
         round: communication round, from 1.
         clients: client ids, G of them.
         examples: their numbers of training examples, each >= 1.
-        lr: learning rate.
+        rates: learning rates, and momenta where they are cycled.
         steps: the steps that each of them does, 1..planned.
+        lr_scale: factor of all learning rates, > 0.
     """
     # Clients alike in size and steps, often all of them, share what does not depend on who.
     per_epoch = {n: work.steps_per_epoch(n) for n in set(examples)}
     planned = {n: work.planned_steps(n) for n in per_epoch}
     kinds = set(zip(examples, steps, strict=True))
     offsets = {kind: _offsets(work, *kind) for kind in kinds}
-    rates = {count: np.full(count, lr, dtype=np.float64) for count in set(steps)}
+    at = {kind: rates.at(round, *kind) for kind in {(count, planned[n]) for n, count in kinds}}
+    if lr_scale != 1:
+        at = {kind: (lr_scale * lrs, momenta) for kind, (lrs, momenta) in at.items()}
+    first_step = rates.first_step(round)
     shuffled = [i for i, n in enumerate(examples) if per_epoch[n] > 1]
     orders: list[Indices | None] = [None] * len(clients)
     made = permutations(
@@ -117,7 +129,17 @@ def plan_clients(
     for i, order in zip(shuffled, made, strict=True):
         orders[i] = order
     return [
-        ClientPlan(client, n, own, offsets[n, count], rates[count], planned[n])
+        ClientPlan(
+            client=client,
+            examples=n,
+            order=own,
+            offsets=offsets[n, count],
+            learning_rates=at[count, planned[n]][0],
+            planned_steps=planned[n],
+            steps_per_epoch=per_epoch[n],
+            momenta=at[count, planned[n]][1],
+            first_step=first_step,
+        )
         for client, n, count, own in zip(clients, examples, steps, orders, strict=True)
     ]
 

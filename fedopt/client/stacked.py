@@ -3,12 +3,13 @@
 Batched products replace one small product a client. Clients are sorted by steps, so that those
 still training are always a prefix; batches of unequal length are padded and masked. Every step of
 plain SGD, with or without proximal term, correction and weight decay, is fused into the backward
-pass; other rules act in place on stacked gradients, which elementwise is each client's own step.
+pass; any other recipe is carried out on the stacked gradients (see `fedopt.client.steps`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -17,18 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.gradients import gradients_of
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
+from fedopt.client.recipe import Recipe
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
     StackedLayer,
     StackedLinear,
     StackedModule,
 )
-from fedopt.client.stacked_steps import Batch, Collect, Deferred, FusedSgd, Stepper
+from fedopt.client.stacked_steps import Batch, Collect, FusedSgd, drift
+from fedopt.client.steps import LocalSteps, table
 from fedopt.data.population import Examples
 from fedopt.models.layout import ModelState, ParameterLayout
-from fedopt.optim.rules import Rule, Sgd
+from fedopt.optim.rules import Sgd
 from fedopt.seeds import torch_seed
 
 CACHE_NBYTES = 8 * 2**20
@@ -92,14 +96,21 @@ def check_stackable(model: nn.Module) -> None:
             seen.add(id(parameter))
 
 
+def is_fused(recipe: Recipe, terms: LocalTerms | None = None) -> bool:
+    """Return whether steps are fused into the backward pass: SGD without any technique."""
+    rule = recipe.rule
+    is_scaled = terms is not None and terms.gradient_scale != 1
+    return recipe.is_plain and isinstance(rule, Sgd) and not rule.momentum and not is_scaled
+
+
 class StackedEngine:
     """Trains a group of clients at once.
 
     Args:
         model: a (nested) `nn.Sequential` of layers with a stacked form.
         loss: function of (output, target) that returns the batch mean as a scalar.
-        rule: the update rule.
-        seed: the run's seed, from which dropout draws.
+        recipe: how a step is taken.
+        seed: the run's seed, from which dropout and noise draw.
         device: where to train.
 
     Raises:
@@ -107,14 +118,14 @@ class StackedEngine:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, rule: Rule, seed: int, device: torch.device
+        self, model: nn.Module, loss: Loss, recipe: Recipe, seed: int, device: torch.device
     ) -> None:
         check_stackable(model)
         self.layout = ParameterLayout.of(model)
         self.group_size = group_size(self.layout, device)
         self._model = model.to(device)
         self._loss = loss
-        self._rule = rule
+        self._recipe = recipe
         self._seed = seed
         self.device = device
         self._generators: list[torch.Generator] = []
@@ -149,26 +160,52 @@ class StackedEngine:
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
             self._seed_clients(round, plans)
-        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
-        take_step = self._stepper(start, terms, clients)
-        for batch in self._batches(plans, firsts):
-            sink = take_step(batch)
-            losses = self._pass(inputs, targets, batch, sink)
-            loss_sum[: len(losses)] += losses
-            if isinstance(sink, Deferred):
-                sink.step()
+        batches = self._batches(plans, firsts)
+        if is_fused(self._recipe, terms):
+            loss_sum = self._take_fused_steps(inputs, targets, batches, start, terms)
+            result = LocalResult(
+                delta=self._displacement(start, self._parameters, self._delta[:clients]),
+                buffers=torch.zeros(clients, 0, dtype=torch.float64),
+                train_loss=torch.empty(0),
+                lr_sum=self._lr_sums(plans),
+            )
+        else:
+            own = [stacked[:clients] for stacked in self._parameters]
+            steps = LocalSteps(
+                self._recipe, self.layout, own, start, terms, plans, self._seed, round
+            )
+            loss_sum = self._take_steps(steps, inputs, targets, batches)
+            result = self._outcome(steps, start, clients)
         seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
-        delta = self._delta[:clients]
-        anchor, changes = self._vectors(start.parameters), self._vectors(delta)
-        for change, stacked, view in zip(changes, self._parameters, anchor, strict=True):
-            torch.sub(stacked[:clients], view, out=change)
+        return replace(result, train_loss=loss_sum / seen, full_gradient=full)
+
+    def _outcome(self, steps: LocalSteps, start: ModelState, clients: int) -> LocalResult:
+        """Return what the recipe's steps came to."""
+        delta, last = self._delta[:clients], None
+        if steps.averages is None:
+            self._displacement(start, self._parameters, delta)
+        else:
+            last = self._displacement(start, self._parameters, torch.empty_like(delta))
+            self._displacement(start, steps.averages, delta)
+        keeps = self._recipe.optimizer_state != "reset"
+        state, counters = steps.optimizer_state() if keeps else ({}, None)
         return LocalResult(
             delta=delta,
             buffers=torch.zeros(clients, 0, dtype=torch.float64),
-            train_loss=loss_sum / seen,
-            lr_sum=self._lr_sums(plans),
-            full_gradient=full,
+            train_loss=torch.empty(0),
+            lr_sum=steps.lr_sums(),
+            last=last,
+            skipped=steps.skipped if self._recipe.can_skip else None,
+            optimizer_state=state,
+            optimizer_steps=counters,
         )
+
+    def _displacement(self, start: ModelState, parameters: Sequence[Tensor], out: Tensor) -> Tensor:
+        """Write w - x of the group's parameters into `out` `[G, P]`, and return it."""
+        anchor, changes = self._vectors(start.parameters), self._vectors(out)
+        for change, stacked, view in zip(changes, parameters, anchor, strict=True):
+            torch.sub(stacked[: len(out)], view, out=change)
+        return out
 
     # Preparation -------------------------------------------------------------------------------
 
@@ -211,9 +248,7 @@ class StackedEngine:
         """Return the steps of the group, resolved to rows of its examples."""
         first = plans[0]
         alike = all(p.offsets is first.offsets for p in plans)
-        rates = np.zeros((len(plans), first.steps))
-        for i, plan in enumerate(plans):
-            rates[i, : plan.steps] = plan.learning_rates
+        rates = table((plan.learning_rates for plan in plans), first.steps)
         if alike:
             return self._even_batches(plans, firsts, rates)
         steps = np.array([p.steps for p in plans])
@@ -273,16 +308,84 @@ class StackedEngine:
 
     # Steps -------------------------------------------------------------------------------------
 
+    def _take_fused_steps(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batches: Sequence[Batch],
+        start: ModelState,
+        terms: LocalTerms,
+    ) -> Tensor:
+        """Take steps of plain SGD; return each client's sum of losses, `[G]`."""
+        rule = self._recipe.rule
+        assert isinstance(rule, Sgd)
+        clients = len(batches[0].lengths)
+        pull = drift(terms, self.layout, start, clients)
+        shrink = terms.proximal + rule.weight_decay
+        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            sink = FusedSgd(self._parameters, shrink, batch.rates, pull)
+            losses = self._pass(inputs, targets, batch, sink)
+            loss_sum[: len(losses)] += losses
+        return loss_sum
+
+    def _take_steps(
+        self, steps: LocalSteps, inputs: Tensor, targets: Tensor, batches: Sequence[Batch]
+    ) -> Tensor:
+        """Take steps by the recipe; return each client's sum of losses, `[G]`."""
+        clients = len(batches[0].lengths)
+        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
+        for number, batch in enumerate(batches):
+            losses, gradients = self._gradients(inputs, targets, batch)
+            loss_sum[: len(losses)] += losses
+
+            def again(batch: Batch = batch) -> list[Tensor]:
+                return self._gradients(inputs, targets, batch)[1]
+
+            with torch.no_grad():
+                steps.take(number, gradients, again)
+        return loss_sum
+
+    def _gradients(
+        self, inputs: Tensor, targets: Tensor, batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return each client's sum of losses `[A]` and gradients of its objective."""
+        if self._recipe.penalty:
+            return self._penalised(inputs, targets, batch)
+        sink = Collect(len(self._parameters))
+        losses = self._pass(inputs, targets, batch, sink)
+        return losses, sink.all()
+
+    def _penalised(
+        self, inputs: Tensor, targets: Tensor, batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return losses, and the gradients of loss + penalty by differentiating twice."""
+        active, lengths = len(batch.lengths), batch.lengths.tolist()
+        own = [p[:active].detach().requires_grad_() for p in self._parameters]
+        x, y = self._examples(inputs, targets, batch)
+        with torch.enable_grad():
+            for layer in self._layers:
+                x = layer.recorded(own, x)
+            means = torch.stack([self._loss(x[i, :n], y[i, :n]) for i, n in enumerate(lengths)])
+            # The clients' losses share no parameter: their sum has each one's own gradient.
+            gradients = gradients_of(means.sum(), own, penalty=self._recipe.penalty)
+        return means.detach().double() * batch.lengths, gradients
+
+    def _examples(self, inputs: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the examples of a step, `[A, B, ...]`, and let the clients' draws see it."""
+        shape = batch.rows.shape
+        self._lengths = batch.lengths
+        flat = batch.rows.flatten()
+        x = inputs.index_select(0, flat).view(*shape, *inputs.shape[1:])
+        y = targets.index_select(0, flat).view(*shape, *targets.shape[1:])
+        return x, y
+
     def _pass(
         self, inputs: Tensor, targets: Tensor, batch: Batch, sink: FusedSgd | Collect
     ) -> Tensor:
         """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
-        shape = batch.rows.shape
-        self._lengths = batch.lengths
-        flat = batch.rows.flatten()
         with torch.no_grad():
-            x = inputs.index_select(0, flat).view(*shape, *inputs.shape[1:])
-            y = targets.index_select(0, flat).view(*shape, *targets.shape[1:])
+            x, y = self._examples(inputs, targets, batch)
             for layer in self._layers:
                 x = layer.forward(x)
             losses, gradient = self._loss_and_gradient(x, y, batch)
@@ -324,18 +427,6 @@ class StackedEngine:
             (gradient,) = torch.autograd.grad(torch.stack(means).sum(), output)
         return torch.stack(means).detach().double() * lengths, gradient
 
-    def _stepper(self, start: ModelState, terms: LocalTerms, clients: int) -> Stepper:
-        rule = self._rule
-        anchor = self._vectors(start.parameters)
-        correction = None
-        if terms.correction is not None:
-            rows = terms.correction.expand(clients, -1)
-            correction = [view.contiguous() for view in self._vectors(rows)]
-        if isinstance(rule, Sgd) and not rule.momentum:
-            return Stepper(self._parameters, rule, terms.proximal, anchor, correction, None)
-        state = rule.init([p[:clients] for p in self._parameters])
-        return Stepper(self._parameters, rule, terms.proximal, anchor, correction, state)
-
     def _full_gradient(
         self, inputs: Tensor, targets: Tensor, firsts: Sequence[int], sizes: Sequence[int]
     ) -> Tensor:
@@ -365,7 +456,7 @@ class StackedEngine:
         for plan in plans:
             key = id(plan.learning_rates)
             if key not in known:
-                known[key] = self._rule.effective_lr_sum(plan.learning_rates.tolist())
+                known[key] = self._recipe.rule.effective_lr_sum(plan.learning_rates.tolist())
         sums = [known[id(plan.learning_rates)] for plan in plans]
         if any(value is None for value in sums):
             return None

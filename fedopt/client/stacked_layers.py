@@ -39,6 +39,13 @@ class StackedLayer(Protocol):
         """Hand over the parameters' gradients; return that of the input, where it is needed."""
         ...
 
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return the output as a function of the parameters `[A, *shape]` that autograd records.
+
+        It makes the same draws as `forward`; second derivatives are taken through it.
+        """
+        ...
+
 
 Parameters = Sequence[Tensor]
 """The stacked parameters of the model, `[C, *shape]` each, in the layout's order."""
@@ -79,6 +86,13 @@ class StackedLinear:
         self._input = None
         return below
 
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return `[A, B, out]`, recorded."""
+        weight = parameters[self._weight].transpose(1, 2)
+        if self._bias is None:
+            return torch.bmm(x, weight)
+        return torch.baddbmm(parameters[self._bias].unsqueeze(1), x, weight)
+
 
 class StackedRelu:
     """max(x, 0)."""
@@ -97,6 +111,10 @@ class StackedRelu:
         below: Tensor = torch.ops.aten.threshold_backward(gradient, self._output, 0)
         return below
 
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return the positive part, recorded."""
+        return torch.relu(x)
+
 
 class StackedFlatten:
     """`[A, B, ...]` to `[A, B, features]`."""
@@ -113,6 +131,10 @@ class StackedFlatten:
         """Restore the shape."""
         assert self._shape is not None
         return gradient.view(self._shape)
+
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Flatten all but clients and examples, recorded."""
+        return x.flatten(2)
 
 
 class StackedDropout:
@@ -132,16 +154,24 @@ class StackedDropout:
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop activations and scale the others by 1 / (1 - p)."""
-        mask = torch.zeros_like(x)
+        self._mask = self._drawn(x)
+        return x * self._mask
+
+    def _drawn(self, x: Tensor) -> Tensor:
+        """Return 1 / (1 - p) where an activation stays, 0 elsewhere."""
+        mask = torch.zeros_like(x, requires_grad=False)
         for row, (generator, length) in zip(mask, self._draws(), strict=False):
             row[:length].bernoulli_(self._keep, generator=generator)
-        self._mask = mask.div_(self._keep)
-        return x * self._mask
+        return mask.div_(self._keep)
 
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Let the gradient through where the activation was."""
         assert self._mask is not None
         return gradient * self._mask
+
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Drop activations, recorded."""
+        return x * self._drawn(x)
 
 
 @dataclass
@@ -197,6 +227,10 @@ class StackedModule:
         for index, parameter_gradient in zip(self._indices, own, strict=True):
             sink.tensor(index, parameter_gradient)
         return below
+
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Apply the module, recorded."""
+        return self._function([parameters[i] for i in self._indices], x)
 
 
 PER_EXAMPLE: tuple[type[nn.Module], ...] = (

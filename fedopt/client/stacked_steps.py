@@ -1,13 +1,13 @@
-"""The steps of stacked clients: gradients fused into plain SGD, or collected for another rule.
+"""Where the gradients of stacked clients go: into plain SGD as they are made, or kept.
 
-A `Stepper` gives each step its sink (see `fedopt.client.stacked_layers`): for plain SGD one that
-applies the gradient where it is made, otherwise one that keeps the gradients, adds the objective
-terms and lets the rule act on all clients at once.
+The sinks of `fedopt.client.stacked_layers`. For plain SGD, with or without proximal term,
+correction and weight decay, a gradient is applied by the very product that makes it; for any
+other recipe the gradients are kept, and `fedopt.client.steps` takes the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedopt.optim.rules import Rule, RuleState, Sgd
+from fedopt.client.algorithm import LocalTerms
+from fedopt.models.layout import ModelState, ParameterLayout
 
 
 @dataclass(frozen=True)
@@ -103,93 +104,18 @@ class Collect:
         return [gradient for gradient in self.gradients if gradient is not None]
 
 
-class Deferred(Collect):
-    """Keeps the gradients of a step and applies a rule to them afterwards."""
+def drift(
+    terms: LocalTerms, layout: ParameterLayout, start: ModelState, clients: int
+) -> list[Tensor] | None:
+    """Return what plain SGD is pulled along besides its gradients, `[G, *shape]` each.
 
-    def __init__(self, stepper: Stepper, batch: Batch) -> None:
-        super().__init__(len(stepper.parameters))
-        self._stepper = stepper
-        self._rates = batch.rates
-
-    def step(self) -> None:
-        """Add the terms and apply the rule to the active clients."""
-        self._stepper.apply(self.all(), self._rates)
-
-
-class Stepper:
-    """Makes the sink of each step: fused for plain SGD, deferred for other rules."""
-
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        rule: Rule,
-        proximal: float,
-        anchor: Sequence[Tensor],
-        correction: Sequence[Tensor] | None,
-        state: RuleState | None,
-    ) -> None:
-        self.parameters = parameters
-        self._rule = rule
-        self._proximal = proximal
-        self._anchor = anchor
-        self._correction = correction
-        self._state = state
-        self._drift: list[Tensor] | None = None
-        if state is None and (proximal or correction is not None):
-            pulls = [proximal * view.unsqueeze(0) for view in anchor]
-            clients = len(correction[0]) if correction is not None else parameters[0].shape[0]
-            self._drift = [
-                pull.expand(clients, *pull.shape[1:])
-                if correction is None
-                else (pull - correction[i] if proximal else -correction[i])
-                for i, pull in enumerate(pulls)
-            ]
-
-    def __call__(self, batch: Batch) -> FusedSgd | Deferred:
-        """Return the sink of a step."""
-        if self._state is not None:
-            return Deferred(self, batch)
-        assert isinstance(self._rule, Sgd)
-        shrink = self._proximal + self._rule.weight_decay
-        return FusedSgd(self.parameters, shrink, batch.rates, self._drift)
-
-    def apply(self, gradients: list[Tensor], rates: npt.NDArray[np.float64]) -> None:
-        """Add the terms to the gradients and let the rule act on the active clients."""
-        assert self._state is not None
-        active = len(rates)
-        parameters = [p[:active] for p in self.parameters]
-        if self._proximal:
-            pulls = torch._foreach_sub(parameters, list(self._anchor))  # exactly 0 at the start
-            torch._foreach_add_(gradients, pulls, alpha=self._proximal)
-        if self._correction is not None:
-            torch._foreach_add_(gradients, [c[:active] for c in self._correction])
-        # What the rule remembers so far: slots that a step makes are not read in that step.
-        slots = dict(self._state.slots)
-        if (rates == rates[0]).all():
-            self._update(parameters, gradients, slots, slice(active), float(rates[0]))
-        else:
-            for i, lr in enumerate(rates.tolist()):
-                one = slice(i, i + 1)
-                mine, its_gradients = [p[one] for p in parameters], [g[one] for g in gradients]
-                self._update(mine, its_gradients, slots, one, lr)
-        self._state.step += 1
-
-    def _update(
-        self,
-        parameters: list[Tensor],
-        gradients: list[Tensor],
-        slots: Mapping[str, Sequence[Tensor]],
-        clients: slice,
-        lr: float,
-    ) -> None:
-        """Let the rule act on some clients, with their part of the state."""
-        assert self._state is not None
-        part = {name: [t[clients] for t in tensors] for name, tensors in slots.items()}
-        state = RuleState(self._state.step, part)
-        self._rule.update(parameters, gradients, state, lr)
-        for name in state.slots.keys() - slots.keys():
-            # Made by the first step, in which all clients take part.
-            room = [torch.empty_like(p) for p in self.parameters]
-            whole = self._state.slots.setdefault(name, room)
-            for target, made in zip(whole, state.slots[name], strict=True):
-                target[clients] = made
+    That is mu x - correction, or None where the strategy adds neither term.
+    """
+    pulls = [terms.proximal * view.unsqueeze(0) for view in layout.views(start.parameters)]
+    if terms.correction is None:
+        if not terms.proximal:
+            return None
+        return [pull.expand(clients, *pull.shape[1:]) for pull in pulls]
+    rows = terms.correction.expand(clients, -1)
+    correction = [view.contiguous() for view in layout.views(rows)]
+    return [pull - c if terms.proximal else -c for pull, c in zip(pulls, correction, strict=True)]

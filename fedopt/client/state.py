@@ -17,29 +17,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file of fixed-size rows, each holding the state fields of one client.
+    """A file of fixed-size rows, each holding the state of one client.
 
     Args:
         path: the file; made by the server.
         fields: names of the vectors in a row, in order.
         size: P, the length of each vector.
-        dtype: of the vectors.
+        dtype: of vectors and numbers.
+        scalars: names of the single numbers that follow the vectors.
     """
 
     path: str
     fields: tuple[str, ...]
     size: int
     dtype: torch.dtype
+    scalars: tuple[str, ...] = ()
 
     @property
     def row_nbytes(self) -> int:
         """Bytes of one row."""
-        return len(self.fields) * self.size * self.dtype.itemsize
+        return self._length * self.dtype.itemsize
+
+    @property
+    def _length(self) -> int:
+        return len(self.fields) * self.size + len(self.scalars)
 
     def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return the fields of some rows, each `[len(rows), P]`; row -1 is all zeros."""
-        values = torch.zeros(len(rows), len(self.fields), self.size, dtype=self.dtype)
-        raw = values.view(torch.uint8).reshape(len(rows), -1).numpy()
+        """Return the fields of some rows: vectors `[len(rows), P]` and numbers `[len(rows)]`.
+
+        Row -1 is all zeros.
+        """
+        values = torch.zeros(len(rows), self._length, dtype=self.dtype)
+        raw = values.view(torch.uint8).numpy()
         fd = os.open(self.path, os.O_RDONLY)
         try:
             for position, row in enumerate(rows):
@@ -47,12 +56,18 @@ class RowFile:
                     _read_fully(fd, memoryview(raw[position]), row * self.row_nbytes)
         finally:
             os.close(fd)
-        return {name: values[:, i] for i, name in enumerate(self.fields)}
+        split = len(self.fields) * self.size
+        vectors = values[:, :split].view(len(rows), len(self.fields), self.size)
+        numbers = values[:, split:]
+        return {name: vectors[:, i] for i, name in enumerate(self.fields)} | {
+            name: numbers[:, i] for i, name in enumerate(self.scalars)
+        }
 
     def write(self, rows: Sequence[int], state: Mapping[str, Tensor]) -> None:
-        """Write the fields of some rows, each `[len(rows), P]`."""
-        values = torch.stack([state[name].cpu().to(self.dtype) for name in self.fields], dim=1)
-        raw = values.contiguous().numpy()
+        """Write the fields of some rows: vectors `[len(rows), P]`, numbers `[len(rows)]`."""
+        parts = [state[name].cpu().to(self.dtype) for name in self.fields]
+        parts += [state[name].cpu().to(self.dtype).unsqueeze(1) for name in self.scalars]
+        raw = torch.cat(parts, dim=1).numpy()
         fd = os.open(self.path, os.O_WRONLY)
         try:
             for position, row in enumerate(rows):

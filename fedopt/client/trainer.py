@@ -24,8 +24,10 @@ from fedopt.client.algorithm import (
     LocalResult,
     LocalTerms,
     Vectors,
+    is_weighted,
 )
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
+from fedopt.client.rates import RatePlan
 from fedopt.client.state import RowFile
 from fedopt.data.population import Examples, Population
 from fedopt.models.layout import ModelState, ParameterLayout
@@ -95,7 +97,7 @@ class BlockSums:
 
     Args:
         id: the block.
-        terms: sum of each term `[P]`; "delta" weighted, others not.
+        terms: sum of each term `[P]`, weighted where `is_weighted`.
         buffers: weighted sum of the changes of the buffers, `[Q]`.
         weight: sum of the weights.
         count: clients that are in the sums.
@@ -122,9 +124,18 @@ class Reports:
     train_loss: list[float] = field(default_factory=list)
     update_norm: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
+    skipped_steps: list[int] = field(default_factory=list)
+    lr_sum: list[float] = field(default_factory=list)
 
     def add(
-        self, plan: ClientPlan, status: Status, loss: float, norm: float, weight: float
+        self,
+        plan: ClientPlan,
+        status: Status,
+        loss: float = math.nan,
+        norm: float = math.nan,
+        weight: float = 0.0,
+        skipped: int = 0,
+        lr_sum: float = math.nan,
     ) -> None:
         """Append one client."""
         self.client.append(plan.client)
@@ -135,6 +146,8 @@ class Reports:
         self.train_loss.append(loss)
         self.update_norm.append(norm)
         self.weight.append(weight)
+        self.skipped_steps.append(skipped)
+        self.lr_sum.append(lr_sum)
 
 
 @dataclass
@@ -163,7 +176,7 @@ class Trainer:
         engine: trains groups.
         algorithm: the strategy's client side.
         work: the amount of local work.
-        lr: learning rate.
+        rates: learning rates, and momenta where they are cycled.
         seed: the run's seed.
         weight_by_examples: whether an update weighs as many as its client has examples, or 1.
         drop_partial: whether a client that does fewer steps than planned is dropped.
@@ -175,7 +188,7 @@ class Trainer:
         engine: Engine,
         algorithm: LocalAlgorithm,
         work: LocalWork,
-        lr: float,
+        rates: RatePlan,
         seed: int,
         weight_by_examples: bool,
         drop_partial: bool,
@@ -184,10 +197,11 @@ class Trainer:
         self.engine = engine
         self.algorithm = algorithm
         self._work = work
-        self._lr = lr
+        self._rates = rates
         self._seed = seed
         self._weight_by_examples = weight_by_examples
         self._drop_partial = drop_partial
+        self._lr_scale = 1.0
 
     def train(
         self,
@@ -196,6 +210,7 @@ class Trainer:
         start: ModelState,
         broadcast: Vectors,
         rows: RowFile | None,
+        lr_scale: float = 1.0,
     ) -> TrainingOutcome:
         """Train the clients of some blocks.
 
@@ -205,7 +220,9 @@ class Trainer:
             start: the server's parameters and buffers, on the training device.
             broadcast: what else the server sent, `[P]` each.
             rows: file of client state, where the algorithm keeps any.
+            lr_scale: factor of all learning rates, > 0.
         """
+        self._lr_scale = lr_scale
         outcome = TrainingOutcome([])
         for block in blocks:
             started = time.perf_counter()
@@ -222,8 +239,9 @@ class Trainer:
         """Return the plans of a group, each with its position in the block."""
         clients = block.clients[group]
         examples = self.population.sizes[list(clients)].tolist()
+        steps = block.steps[group]
         plans = plan_clients(
-            self._work, self._seed, round, clients, examples, self._lr, block.steps[group]
+            self._work, self._seed, round, clients, examples, self._rates, steps, self._lr_scale
         )
         return list(zip(range(*group.indices(len(block.clients))), plans, strict=True))
 
@@ -253,7 +271,7 @@ class Trainer:
         everyone.sort(key=lambda placed: -placed[1].steps)
         for position, plan in everyone:
             if plan.is_partial and self._drop_partial:
-                outcome.reports.add(plan, Status.DROPPED, math.nan, math.nan, 0.0)
+                outcome.reports.add(plan, Status.DROPPED)
             else:
                 plans.append(plan)
                 kept.append(position)
@@ -275,7 +293,7 @@ class Trainer:
             reason = traceback.format_exc()
             for plan in plans:
                 outcome.failures.append(Failure(plan.client, reason, diverged=False))
-                outcome.reports.add(plan, Status.FAILED, math.nan, math.nan, 0.0)
+                outcome.reports.add(plan, Status.FAILED)
             return
         self._add(plans, kept, block, result, update, rows, sums, outcome)
 
@@ -293,6 +311,8 @@ class Trainer:
         """Add the finite updates of a group to the block's sums, report all of them."""
         losses = result.train_loss.tolist()
         norms = torch.linalg.vector_norm(result.delta, dim=-1).tolist()
+        skipped = [0] * len(plans) if result.skipped is None else result.skipped.tolist()
+        lr_sums = [math.nan] * len(plans) if result.lr_sum is None else result.lr_sum.tolist()
         good: list[int] = []
         good_weights: list[float] = []
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
@@ -307,14 +327,14 @@ class Trainer:
                 weight, status = 0.0, Status.FAILED
                 reason = f"training diverged: loss {loss}, norm of the update {norm}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
-            outcome.reports.add(plan, status, loss, norm, weight)
+            outcome.reports.add(plan, status, loss, norm, weight, skipped[i], lr_sums[i])
         if not good:
             return
         everyone = len(good) == len(plans)
         weights = torch.tensor(good_weights, dtype=torch.float64)
         for name, total in sums.terms.items():
             term = update.terms[name] if everyone else update.terms[name][good]
-            add_weighted(total, weights if name == "delta" else torch.ones_like(weights), term)
+            add_weighted(total, weights if is_weighted(name) else torch.ones_like(weights), term)
         if len(sums.buffers):
             sums.buffers += weights @ result.buffers[good]
         if rows:

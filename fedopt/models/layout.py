@@ -11,7 +11,8 @@ vector `[Q]` in float64, in which integers up to 2**53 are exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -195,6 +196,24 @@ class BoundModel:
             piece = state.buffers[start : start + buffer.numel()].view(buffer.shape)
             start += buffer.numel()
             buffer.copy_(piece if buffer.dtype.is_floating_point else piece.round())
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether some layer keeps running statistics of its batches."""
+        return any(
+            isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None
+            for m in self.module.modules()
+        )
+
+    @contextmanager
+    def frozen_buffers(self) -> Iterator[None]:
+        """Leave the buffers as they are, whatever a forward pass does to them."""
+        kept = [buffer.clone() for buffer in self._buffers]
+        try:
+            yield
+        finally:
+            for buffer, value in zip(self._buffers, kept, strict=True):
+                buffer.copy_(value)
 
     def buffers(self) -> Tensor:
         """Return the buffers `[Q]` in float64 on the CPU."""

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["RuleOptimizer", "create_optimizer", "list_optimizers", "make_rule"]
+_HOME = {
+    "ASAM": "sam",
+    "GradientTransforms": "transforms",
+    "RuleOptimizer": "adapter",
+    "SAM": "sam",
+    "Transformed": "transformed",
+    "WeightAverage": "averaging",
+    "create_optimizer": "adapter",
+    "frozen_statistics": "sam",
+    "list_optimizers": "adapter",
+    "make_rule": "adapter",
+    "update_batch_norm": "averaging",
+}
+"""Public name -> the module it comes from, imported on first use."""
+
+__all__ = [
+    "ASAM",
+    "SAM",
+    "GradientTransforms",
+    "RuleOptimizer",
+    "Transformed",
+    "WeightAverage",
+    "create_optimizer",
+    "frozen_statistics",
+    "list_optimizers",
+    "make_rule",
+    "update_batch_norm",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from fedopt.optim import adapter
-
-        return getattr(adapter, name)
+    if name in _HOME:
+        return getattr(import_module(f"fedopt.optim.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,14 +23,20 @@ class SgdOptions(Options):
         return self
 
 
-class AdamOptions(Options):
-    """Adam, with the L2 penalty added to the gradient."""
+class Betas(Options):
+    """The decays of two moments."""
 
-    lr: float = Field(1e-3, gt=0, description="learning rate, > 0")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment, in [0, 1)")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment, in [0, 1)")
     eps: float = Field(1e-8, gt=0, description="added to the denominator, > 0")
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient, >= 0")
+
+
+class AdamOptions(Betas):
+    """Adam, with the L2 penalty added to the gradient."""
+
+    lr: float = Field(1e-3, gt=0, description="learning rate, > 0")
+    amsgrad: bool = Field(False, description="divide by the largest second moment so far")
 
 
 class AdamWOptions(AdamOptions):
@@ -39,33 +45,211 @@ class AdamWOptions(AdamOptions):
     weight_decay: float = Field(1e-2, ge=0, description="decoupled weight decay, >= 0")
 
 
-register(
-    Entry(
-        kind="optimizers",
-        name="sgd",
-        target="fedopt.optim.rules:Sgd",
-        options=SgdOptions,
-        description="stochastic gradient descent, with momentum and Nesterov's form",
-        source="Sutskever et al. 2013; torch.optim.SGD",
+class AdagradOptions(Options):
+    """Adagrad."""
+
+    lr: float = Field(1e-2, gt=0, description="learning rate, > 0")
+    lr_decay: float = Field(0.0, ge=0, description="the rate is divided by 1 + (t - 1) lr_decay")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient, >= 0")
+    initial_accumulator_value: float = Field(
+        0.0, ge=0, description="sum of squares before the first step, >= 0"
     )
+    eps: float = Field(1e-10, gt=0, description="added to the denominator, > 0")
+
+
+class RmsPropOptions(Options):
+    """RMSprop."""
+
+    lr: float = Field(1e-2, gt=0, description="learning rate, > 0")
+    alpha: float = Field(0.99, ge=0, lt=1, description="decay of the mean square, in [0, 1)")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator, > 0")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient, >= 0")
+    momentum: float = Field(0.0, ge=0, lt=1, description="momentum factor, in [0, 1)")
+    centered: bool = Field(False, description="divide by an estimate of the standard deviation")
+
+
+class LionOptions(Options):
+    """Lion."""
+
+    lr: float = Field(1e-4, gt=0, description="learning rate, > 0: what every element moves by")
+    beta1: float = Field(0.9, ge=0, lt=1, description="weight of the mean in a step, in [0, 1)")
+    beta2: float = Field(0.99, ge=0, lt=1, description="decay of the mean gradient, in [0, 1)")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, >= 0")
+
+
+class NAdamOptions(Betas):
+    """Adam with Nesterov's momentum."""
+
+    lr: float = Field(2e-3, gt=0, description="learning rate, > 0")
+    momentum_decay: float = Field(4e-3, ge=0, description="decay of the momentum's schedule, >= 0")
+    decoupled_weight_decay: bool = Field(False, description="decay as in AdamW")
+
+
+class RAdamOptions(Betas):
+    """Rectified Adam."""
+
+    lr: float = Field(1e-3, gt=0, description="learning rate, > 0")
+    decoupled_weight_decay: bool = Field(False, description="decay as in AdamW")
+
+
+class AdamaxOptions(Betas):
+    """Adam with the infinity norm."""
+
+    lr: float = Field(2e-3, gt=0, description="learning rate, > 0")
+
+
+class AdadeltaOptions(Options):
+    """Adadelta."""
+
+    lr: float = Field(1.0, gt=0, description="learning rate, > 0; the method's own is 1")
+    rho: float = Field(0.9, ge=0, lt=1, description="decay of both mean squares, in [0, 1)")
+    eps: float = Field(1e-6, gt=0, description="added in the roots, > 0")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient, >= 0")
+
+
+class RpropOptions(Options):
+    """Resilient backpropagation; meant for full batches."""
+
+    lr: float = Field(1e-2, gt=0, description="first step size, > 0")
+    etas: tuple[float, float] = Field(
+        (0.5, 1.2), strict=False, description="factors of a step size: below 1, and above 1"
+    )
+    step_sizes: tuple[float, float] = Field(
+        (1e-6, 50.0), strict=False, description="smallest and largest step size"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RpropOptions:
+        if not 0 < self.etas[0] < 1 < self.etas[1]:
+            raise ValueError(f"etas: need 0 < first < 1 < second, got {list(self.etas)}")
+        if not 0 < self.step_sizes[0] <= self.step_sizes[1]:
+            raise ValueError(f"step_sizes: need 0 < first <= second, got {list(self.step_sizes)}")
+        return self
+
+
+class AsgdOptions(Options):
+    """SGD with the decaying rate of averaged SGD."""
+
+    lr: float = Field(1e-2, gt=0, description="learning rate, > 0")
+    lambd: float = Field(1e-4, ge=0, description="decay of rate and weights, >= 0")
+    alpha: float = Field(0.75, ge=0, description="power of the rate's decay, >= 0")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty added to the gradient, >= 0")
+
+
+class AdafactorOptions(Options):
+    """Adafactor."""
+
+    lr: float = Field(
+        1e-2, gt=0, description="rate relative to the weights' size, > 0; at most 1 / sqrt(t)"
+    )
+    beta2_decay: float = Field(-0.8, le=0, description="power of the second moment's decay, <= 0")
+    d: float = Field(1.0, ge=1, description="largest root mean square of a step, >= 1")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, >= 0")
+
+
+def _register(
+    name: str, target: str, options: type[Options], description: str, source: str
+) -> None:
+    register(
+        Entry(
+            kind="optimizers",
+            name=name,
+            target=f"fedopt.optim.{target}",
+            options=options,
+            description=description,
+            source=source,
+        )
+    )
+
+
+_register(
+    "sgd",
+    "rules:Sgd",
+    SgdOptions,
+    "stochastic gradient descent, with momentum and Nesterov's form",
+    "Sutskever et al. 2013; torch.optim.SGD",
 )
-register(
-    Entry(
-        kind="optimizers",
-        name="adam",
-        target="fedopt.optim.rules:Adam",
-        options=AdamOptions,
-        description="Adam with bias correction; weight decay as an L2 penalty",
-        source="Kingma & Ba 2015, algorithm 1",
-    )
+_register(
+    "adam",
+    "rules:Adam",
+    AdamOptions,
+    "Adam with bias correction; weight decay as an L2 penalty",
+    "Kingma & Ba 2015, algorithm 1",
 )
-register(
-    Entry(
-        kind="optimizers",
-        name="adamw",
-        target="fedopt.optim.rules:AdamW",
-        options=AdamWOptions,
-        description="Adam with decoupled weight decay",
-        source="Loshchilov & Hutter 2019, algorithm 2",
-    )
+_register(
+    "adamw",
+    "rules:AdamW",
+    AdamWOptions,
+    "Adam with decoupled weight decay",
+    "Loshchilov & Hutter 2019, algorithm 2",
+)
+_register(
+    "adagrad",
+    "adaptive:Adagrad",
+    AdagradOptions,
+    "rates that fall with the sum of squared gradients",
+    "Duchi et al. 2011; torch.optim.Adagrad",
+)
+_register(
+    "rmsprop",
+    "adaptive:RmsProp",
+    RmsPropOptions,
+    "gradients over the root of their mean square, with momentum and the centered form",
+    "Tieleman & Hinton 2012, lecture 6.5; Graves 2013; torch.optim.RMSprop",
+)
+_register(
+    "lion",
+    "adaptive:Lion",
+    LionOptions,
+    "steps along the sign of a mean gradient, with decoupled weight decay",
+    "Chen et al. 2023, algorithm 2",
+)
+_register(
+    "nadam",
+    "torch_rule:nadam",
+    NAdamOptions,
+    "torch's NAdam: Adam with Nesterov's momentum",
+    "Dozat 2016; torch.optim.NAdam",
+)
+_register(
+    "radam",
+    "torch_rule:radam",
+    RAdamOptions,
+    "torch's RAdam: Adam whose adaptive rate is rectified for its variance",
+    "Liu et al. 2020, algorithm 2; torch.optim.RAdam",
+)
+_register(
+    "adamax",
+    "torch_rule:adamax",
+    AdamaxOptions,
+    "torch's Adamax: Adam with the infinity norm",
+    "Kingma & Ba 2015, algorithm 2; torch.optim.Adamax",
+)
+_register(
+    "adadelta",
+    "torch_rule:adadelta",
+    AdadeltaOptions,
+    "torch's Adadelta: steps in the units of the weights",
+    "Zeiler 2012, algorithm 1; torch.optim.Adadelta",
+)
+_register(
+    "rprop",
+    "torch_rule:rprop",
+    RpropOptions,
+    "torch's Rprop: step sizes from the gradients' signs, for full batches",
+    "Riedmiller & Braun 1993; torch.optim.Rprop",
+)
+_register(
+    "asgd",
+    "torch_rule:asgd",
+    AsgdOptions,
+    "torch's ASGD: SGD with a decaying rate (its average is not used)",
+    "Polyak & Juditsky 1992; torch.optim.ASGD",
+)
+_register(
+    "adafactor",
+    "torch_rule:adafactor",
+    AdafactorOptions,
+    "torch's Adafactor: second moments as rows and columns",
+    "Shazeer & Stern 2018, algorithm 4; torch.optim.Adafactor",
 )

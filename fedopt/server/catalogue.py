@@ -34,6 +34,14 @@ class FedProxOptions(StrategyOptions):
     )
 
 
+class MoFedSamOptions(StrategyOptions):
+    """Sharpness-aware local steps along the server's momentum."""
+
+    beta: float = Field(
+        0.1, gt=0, le=1, description="share of the client's own gradient in a step, in (0, 1]"
+    )
+
+
 class ScaffoldOptions(StrategyOptions):
     """Stochastic controlled averaging."""
 
@@ -88,5 +96,15 @@ register(
         options=ScaffoldOptions,
         description="control variates on server and clients remove client drift",
         source="Karimireddy et al. 2020, algorithm 1",
+    )
+)
+register(
+    Entry(
+        kind="strategies",
+        name="mofedsam",
+        target="fedopt.server.mofedsam:MoFedSam",
+        options=MoFedSamOptions,
+        description="sharpness-aware local steps along the server's momentum; needs local.sam",
+        source="Qu et al. 2022, algorithm 2",
     )
 )

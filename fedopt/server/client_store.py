@@ -27,9 +27,10 @@ class ClientStateStore:
         path: the file of rows, made if it does not exist.
         fields: names of the vectors in a row.
         size: P, the length of each vector.
-        dtype: of the vectors.
+        dtype: of vectors and numbers.
         checkpoints: round -> (client -> row) of the checkpoints kept; the store goes on from
             the latest. None starts empty.
+        scalars: names of the single numbers in a row.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class ClientStateStore:
         size: int,
         dtype: torch.dtype,
         checkpoints: Mapping[int, Mapping[int, int]] | None = None,
+        scalars: tuple[str, ...] = (),
     ) -> None:
         path.touch()
-        self.file = RowFile(str(path), fields, size, dtype)
+        self.file = RowFile(str(path), fields, size, dtype, scalars)
         kept = dict(checkpoints or {})
         self._index: dict[int, int] = dict(kept[max(kept)]) if kept else {}
         self._pending: dict[int, int] = {}
@@ -87,7 +89,7 @@ class ClientStateStore:
         self._free.extend(sorted(gone - self._held - set(self._index.values())))
 
     def read(self, client: int) -> dict[str, Tensor]:
-        """Return a client's committed state, `[P]` each; zeros where it never trained."""
+        """Return a client's committed state, `[P]` or scalars; zeros where it never trained."""
         rows = self.file.read([self._index.get(client, -1)])
         return {name: value[0] for name, value in rows.items()}
 

@@ -1,21 +1,27 @@
-"""Evaluation of a model on examples: loss, accuracy, calibration."""
+"""Evaluation of a model on examples: loss, accuracy, calibration, sharpness; over clients too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedopt.analysis.distribution import client_distribution
 from fedopt.analysis.metrics import classification_metrics
+from fedopt.analysis.sharpness import sam_ball_increase, top_hessian_eigenvalue
 from fedopt.client.messages import content_of
 from fedopt.data.population import Examples
+from fedopt.models.batch_norm import Places, statistics_places
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
+from fedopt.optim.averaging import update_batch_norm
 from fedopt.records import from_record, integers, numbers, to_record
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ class Measurement:
         loss: mean loss.
         accuracy: share of examples whose highest output is their label, in [0, 1].
         ece: expected calibration error over 15 bins, in [0, 1] (cross-entropy only).
+        mce: maximum calibration error over 15 bins, in [0, 1] (cross-entropy only).
         brier: Brier score, in [0, 2] (cross-entropy only).
     """
 
@@ -38,7 +45,21 @@ class Measurement:
     loss: float = math.nan
     accuracy: float = math.nan
     ece: float = math.nan
+    mce: float = math.nan
     brier: float = math.nan
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """How sharp the loss is around a model; NaN where it is not finite.
+
+    Args:
+        eigenvalue: largest eigenvalue of the Hessian of the mean loss.
+        ball_increase: rise of the mean loss under the ascent step of SAM.
+    """
+
+    eigenvalue: float = math.nan
+    ball_increase: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,18 @@ class Evaluator:
     def layout(self) -> ParameterLayout:
         """The layout of the model's parameters."""
         return self._bound.layout
+
+    @cached_property
+    def statistics(self) -> Places:
+        """Where BatchNorm's running statistics lie among the model's buffers."""
+        return statistics_places(self._bound.module, self.layout)
+
+    def batch_statistics(self, state: ModelState, examples: Examples) -> Tensor:
+        """Return the buffers `[Q]` with BatchNorm's statistics of some examples anew."""
+        self._bound.load(state)
+        inputs = torch.split(torch.from_numpy(examples.x), self._batch_size)
+        update_batch_norm(self._bound.module, (part.to(self._device) for part in inputs))
+        return self._bound.buffers()
 
     def batches(self, examples: Examples) -> int:
         """Return the number of batches that some examples are evaluated in."""
@@ -119,10 +152,77 @@ class Evaluator:
             return Measurement(count, loss, accuracy)
         if not torch.isfinite(logits).all():
             return Measurement(count, loss=math.inf)
-        metrics = classification_metrics(logits, targets)
-        return Measurement(
-            count, metrics["loss"], metrics["accuracy"], metrics["ece"], metrics["brier"]
-        )
+        return Measurement(count, **classification_metrics(logits, targets))
+
+    def logits(self, state: ModelState, examples: Examples) -> Tensor | None:
+        """Return the outputs `[N, C]` on the CPU; None where they are not those of cross-entropy.
+
+        Outputs that are not finite, and no examples, give None as well.
+        """
+        if not self._is_cross_entropy:
+            return None
+        found = self.outputs(state, examples, range(self.batches(examples)))
+        kept = [output.logits for output in found if output.logits is not None]
+        if not kept or not all(torch.isfinite(logits).all() for logits in kept):
+            return None
+        return torch.cat(kept)
+
+    def sharpness(
+        self, state: ModelState, examples: Examples, rho: float, generator: torch.Generator
+    ) -> Sharpness:
+        """Measure the sharpness of the mean loss around the values of `state`.
+
+        The model is in evaluation mode: statistics of BatchNorm are those of `state`, dropout
+        does nothing.
+
+        Args:
+            state: the model's values.
+            examples: N >= 1 examples; their batches are those of `measure`.
+            rho: radius of SAM's perturbation, > 0.
+            generator: draws the start vector of the eigenvalue.
+        """
+        self._bound.load(state)
+        module, parameters, count = self._bound.module, self._bound.parameters, len(examples.y)
+
+        def mean_loss(batch: int) -> Tensor:
+            part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+            inputs = torch.from_numpy(examples.x[part]).to(self._device)
+            targets = torch.from_numpy(examples.y[part]).to(self._device)
+            return self._loss(module(inputs), targets) * (len(targets) / count)
+
+        terms = [partial(mean_loss, batch) for batch in range(self.batches(examples))]
+        recurrent = any(isinstance(part, torch.nn.RNNBase) for part in module.modules())
+        # Fused attention has no second derivative, nor have cuDNN's recurrent layers.
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=not recurrent, deterministic=True),
+        ):
+            return Sharpness(
+                top_hessian_eigenvalue(terms, parameters, generator=generator),
+                sam_ball_increase(terms, parameters, rho),
+            )
+
+
+def over_clients(rows: Sequence[tuple[int, float, float]]) -> dict[str, float]:
+    """Return the columns of `rounds.csv` that clients' validation splits come to.
+
+    Args:
+        rows: (examples, loss, accuracy) of each client that has validation examples, at least
+            one; accuracy is NaN in regression.
+
+    Returns:
+        Loss and accuracy weighted by examples, that is over all examples together, and the
+        distribution of the accuracies over the clients.
+    """
+    examples = sum(n for n, _, _ in rows)
+    spread = client_distribution([accuracy for _, _, accuracy in rows])
+    return {
+        "validation_loss": math.fsum(n * loss for n, loss, _ in rows) / examples,
+        "validation_accuracy": math.fsum(n * accuracy for n, _, accuracy in rows) / examples,
+        "validation_accuracy_mean": spread.mean,
+        "validation_accuracy_worst10": spread.worst10,
+        "validation_accuracy_variance": spread.variance,
+    }
 
 
 def measure_on_grid(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from fedopt.client.algorithm import is_weighted
 from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
+from fedopt.schedules.plateau import Plateau
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Federation:
         evaluate_every: rounds between such evaluations.
         buffers: names of floating arrays of the model that are not trained.
         folder: where client state is kept; None uses a temporary folder.
+        optimizer_state: what becomes of the clients' optimizer state between rounds: `reset`,
+            `keep` or `average`.
+        optimizer_slots: names of the vectors of that state.
+        plateau: lowers the learning rates when its metric no longer improves, or None.
+        lr: learning rate that `plateau` begins with.
     """
 
     sizes: npt.NDArray[np.int64]
@@ -42,6 +50,10 @@ class Federation:
     evaluate_every: int = 1
     buffers: tuple[str, ...] = ()
     folder: Path | None = None
+    optimizer_state: str = "reset"
+    optimizer_slots: tuple[str, ...] = ()
+    plateau: Plateau | None = None
+    lr: float = 1.0
 
 
 @dataclass
@@ -49,20 +61,23 @@ class RoundSums:
     """Sums over the clients of a round, in float64.
 
     Args:
-        terms: sum of each term, `[P]`; "delta" weighted, the others not.
+        terms: sum of each term, `[P]`, weighted where `is_weighted`.
         buffers: weighted sum of the changes of the buffers, `[Q]`.
         weight: sum of the weights, > 0.
         count: |S|, the clients that are in the sums, >= 1.
+        lr_sum: weighted mean over the clients of the sums of their learning rates; NaN where
+            the optimizer has none.
     """
 
     terms: dict[str, Tensor]
     buffers: Tensor
     weight: float
     count: int
+    lr_sum: float = math.nan
 
     def mean(self, name: str = "delta") -> Tensor:
-        """Return the mean of a term, `[P]`: weighted for "delta", uniform for the others."""
-        return self.terms[name] / (self.weight if name == "delta" else self.count)
+        """Return the mean of a term, `[P]`: weighted where `is_weighted`, else uniform."""
+        return self.terms[name] / (self.weight if is_weighted(name) else self.count)
 
 
 @dataclass
@@ -75,6 +90,7 @@ class RoundRecord:
         train_loss: example-weighted mean loss over the local steps of the clients in the sums.
         bytes_down: bytes sent to the cohort.
         bytes_up: bytes that clients sent back.
+        lr_scale: factor of the clients' learning rates in this round.
         metrics: what was measured on validation splits, if anything.
     """
 
@@ -83,6 +99,7 @@ class RoundRecord:
     train_loss: float
     bytes_down: int
     bytes_up: int
+    lr_scale: float = 1.0
     metrics: dict[str, float] = field(default_factory=dict)
 
     def count(self, *statuses: Status) -> int:

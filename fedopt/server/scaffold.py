@@ -7,8 +7,16 @@
             c <- c + |S|/N * mean_S(c_i+ - c_i)
 
 All c start at zero, so that c is the mean of all c_i in every round. K lr is the true sum of the
-coefficients with which this client's gradients entered y: it counts the steps that happened,
-varying learning rates, and momentum; where there is no such sum (Adam), option II is refused.
+coefficients with which this client's gradients entered y: it counts the applied steps, varying
+learning rates, and momentum; where there is no such sum (Adam; momentum of an earlier round),
+option II is refused.
+
+With sharpness-aware minimisation the gradient that is corrected is the one at the perturbed
+point (FedGAMMA); the perturbation follows the client's own gradient unless
+`local.sam.corrected` says otherwise. Option II then makes c_i the mean of perturbed gradients,
+option I keeps the plain gradient at x. Skipping, clipping and noise act on the corrected
+gradient: what they change is no longer a control variate of the client's loss exactly, and enters
+c_i by option II as it entered y.
 
 Source: Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging for Federated
 Learning", algorithm 1. The means over the cohort S are uniform, as in the paper.
@@ -30,9 +38,9 @@ from fedopt.client.algorithm import (
     LocalTerms,
     Vectors,
 )
+from fedopt.client.recipe import Recipe
 from fedopt.errors import ConfigError
 from fedopt.models.layout import ParameterLayout
-from fedopt.optim.rules import Rule
 from fedopt.registry import Options
 from fedopt.server.catalogue import ScaffoldOptions
 from fedopt.server.rounds import RoundSums
@@ -66,7 +74,10 @@ class ScaffoldLocal:
             new = result.full_gradient
         else:
             assert result.lr_sum is not None
-            new = c_i - c - result.delta / result.lr_sum.to(result.delta).unsqueeze(-1)
+            lr_sum = result.lr_sum.to(result.delta).unsqueeze(-1)
+            mean = result.displacement / lr_sum.clamp_min(torch.finfo(lr_sum.dtype).tiny)
+            # A client all of whose steps were skipped has learnt nothing of its gradient.
+            new = torch.where(lr_sum > 0, c_i - c - mean, c_i)
         # In double precision the differences are exact, so that c stays the mean of the c_i.
         control_delta = new.double() - c_i.double()
         return ClientUpdate(
@@ -95,13 +106,21 @@ class Scaffold(FederatedStrategy):
         return ScaffoldLocal(options.option)
 
     @classmethod
-    def check(cls, options: Options, rule: Rule) -> None:
-        """Refuse option II under an optimizer whose update is not linear in the gradients."""
+    def check(cls, options: Options, recipe: Recipe) -> None:
+        """Refuse option II where the displacement is not a sum of this round's gradients."""
         assert isinstance(options, ScaffoldOptions)
-        if options.option == "II" and rule.effective_lr_sum([1.0]) is None:
+        if options.option == "I":
+            return
+        rule = recipe.rule
+        reason = ""
+        if rule.effective_lr_sum([1.0]) is None:
+            reason = f"{type(rule).__name__} does not allow"
+        elif recipe.optimizer_state != "reset" and rule.slots:
+            reason = f'momentum of earlier rounds ("{recipe.optimizer_state}") does not allow'
+        if reason:
             raise ConfigError(
                 f"option II reads the mean gradient off the client's displacement, which "
-                f'{type(rule).__name__} does not allow; use option = "I", or sgd',
+                f'{reason}; use option = "I", or sgd that begins afresh each round',
                 key="strategy.option",
             )
 

@@ -12,6 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,27 +22,34 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedopt.client.algorithm import LocalAlgorithm, PlainLocal
+from fedopt.client.algorithm import LocalAlgorithm, PlainLocal, state_scalars
 from fedopt.client.messages import (
     content_of,
     decode_outcome,
     encode_evaluation,
     encode_request,
 )
+from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import happening_steps
+from fedopt.client.recipe import Recipe
 from fedopt.client.trainer import Block, BlockSums, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
 from fedopt.models.layout import ModelState, ParameterLayout
-from fedopt.optim.rules import Rule
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
+from fedopt.schedules.plateau import PlateauState
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
+from fedopt.server.evaluation import over_clients
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums
 from fedopt.server.sampling import UniformSampler
+from fedopt.server.shared_optimizer import SharedOptimizerState
 
 log = logging.getLogger("fedopt")
+
+PLATEAU = "plateau"
+"""Name of the plateau's numbers among a checkpoint's vectors."""
 
 
 class FederatedStrategy(Strategy):
@@ -72,7 +80,9 @@ class FederatedStrategy(Strategy):
             raise TypeError("give the options as one object or by keyword, not both")
         self.options: Any = options
         self.federation = federation
-        self.algorithm = self.local(options)
+        self.algorithm = with_optimizer_state(
+            self.local(options), federation.optimizer_state, federation.optimizer_slots
+        )
         self.sampler = UniformSampler(federation.sizes, federation.seed)
         if federation.clients_per_round > self.sampler.clients:
             raise ConfigError(
@@ -88,6 +98,10 @@ class FederatedStrategy(Strategy):
         self._state: ModelState | None = None
         self._blocks: list[Block] = []
         self._pace = Pace()
+        self._optimizer: SharedOptimizerState | None = None
+        self.lr_factors: Mapping[int, float] = {}  # of single rounds, as a range test sets them
+        plateau = federation.plateau
+        self._plateau = plateau.begin(federation.lr) if plateau is not None else None
 
     # What an algorithm defines -----------------------------------------------------------------
 
@@ -97,8 +111,8 @@ class FederatedStrategy(Strategy):
         return PlainLocal()
 
     @classmethod
-    def check(cls, options: Options, rule: Rule) -> None:
-        """Refuse options that do not go with a local update rule, with the reason.
+    def check(cls, options: Options, recipe: Recipe) -> None:
+        """Refuse options that do not go with what the clients do in a step, with the reason.
 
         Raises:
             ConfigError: the combination is mathematically unsound.
@@ -142,16 +156,18 @@ class FederatedStrategy(Strategy):
         )
         size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
         self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
-        broadcast = to_record(
-            {name: v.to(self.layout.dtype) for name, v in self.broadcast().items()}
-        )
+        vectors = dict(self.broadcast())
+        if self._optimizer is not None:
+            vectors |= self._optimizer.vectors()
+        broadcast = to_record({name: v.to(self.layout.dtype) for name, v in vectors.items()})
         state = self.store.file if self.store else None
+        lr_scale = self.lr_scale(server_round)
         nodes = sorted(grid.get_node_ids())
         if not nodes:
             raise RunError("no node is connected")
         return [
             Message(
-                encode_request(server_round, blocks, arrays, broadcast, state, config),
+                encode_request(server_round, blocks, arrays, broadcast, state, lr_scale, config),
                 dst_node_id=node,
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
@@ -171,7 +187,7 @@ class FederatedStrategy(Strategy):
         sums, reports = self._collect(server_round, replies)
         layout, old = self.layout, self._state
         assert old is not None
-        total = self._sum(server_round, sums)
+        total = replace(self._sum(server_round, sums), lr_sum=mean_lr_sum(reports))
         parameters = self.server_step(old.parameters.double(), total)
         if not torch.isfinite(parameters).all():
             raise RunError(f"the model is not finite after round {server_round}")
@@ -180,7 +196,10 @@ class FederatedStrategy(Strategy):
         if self.store:
             accepted = zip(reports.client, reports.status, strict=True)
             self.store.commit(c for c, s in accepted if s in (Status.TRAINED, Status.PARTIAL))
+        if self._optimizer is not None:
+            self._optimizer.update(total, reports)
         self.record = self._recorded(server_round, reports)
+        self._observe({"train_loss": self.record.train_loss})
         # Buffers go through their own dtype, so that a resumed run goes on from the same bits.
         self._state, self._arrays = layout.state(named), to_record(named)
         return self._arrays, MetricRecord({"train_loss": self.record.train_loss})
@@ -210,29 +229,28 @@ class FederatedStrategy(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return the example-weighted means over the clients' validation splits."""
+        """Return what the clients' validation splits come to; see `over_clients`."""
         rows: list[tuple[int, int, float, float]] = []
         for reply in replies:
             columns = content_of(reply).metric_records["clients"]
             names = ("client", "examples", "loss", "accuracy")
             rows.extend(zip(*(columns[n] for n in names), strict=True))
         rows = sorted(row for row in rows if row[1] > 0)
-        examples = sum(row[1] for row in rows)
-        if not examples:
+        if not rows:
             return None
-        metrics = {
-            "validation_loss": math.fsum(n * loss for _, n, loss, _ in rows) / examples,
-            "validation_accuracy": math.fsum(n * a for _, n, _, a in rows) / examples,
-        }
+        metrics = over_clients([row[1:] for row in rows])
         if self.record is not None:
             self.record.metrics.update(metrics)
+        self._observe(metrics)
         return MetricRecord({k: v for k, v in metrics.items() if math.isfinite(v)})
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
         """Return the bytes that a client is sent and sends in a round: the model and vectors."""
         vector = layout.parameter_nbytes
+        shared = self.federation.optimizer_slots
+        averaged = len(shared) if self.federation.optimizer_state == "average" else 0
         return (
-            layout.nbytes + len(self.broadcasts) * vector,
+            layout.nbytes + (len(self.broadcasts) + averaged) * vector,
             layout.nbytes + (len(self.algorithm.terms) - 1) * vector,
         )
 
@@ -248,6 +266,34 @@ class FederatedStrategy(Strategy):
         )
 
     # State -------------------------------------------------------------------------------------
+
+    def lr_scale(self, round: int) -> float:
+        """Return the factor of the clients' learning rates: below 1 once a plateau was met."""
+        plateau = self._plateau.lr / self.federation.lr if self._plateau is not None else 1.0
+        return plateau * self.lr_factors.get(round, 1.0)
+
+    def _observe(self, metrics: Mapping[str, float]) -> None:
+        """Let the plateau see its metric, where it is among some."""
+        plateau = self.federation.plateau
+        if plateau is not None and self._plateau is not None and plateau.metric in metrics:
+            self._plateau = plateau.update(self._plateau, metrics[plateau.metric])
+
+    def saved_vectors(self) -> dict[str, Tensor]:
+        """Return all of the server's state besides the model: what a checkpoint holds."""
+        saved = self.vectors()
+        if self._optimizer is not None:
+            saved |= self._optimizer.vectors()
+        if self._plateau is not None:
+            saved[PLATEAU] = torch.tensor(self._plateau.to_list(), dtype=torch.float64)
+        return saved
+
+    def load_saved_vectors(self, saved: Mapping[str, Tensor]) -> None:
+        """Take back what `saved_vectors` returned."""
+        self.load_vectors(saved)
+        if self._optimizer is not None:
+            self._optimizer.load(saved)
+        if self._plateau is not None:
+            self._plateau = PlateauState.from_list(saved[PLATEAU].tolist())
 
     @property
     def layout(self) -> ParameterLayout:
@@ -282,7 +328,11 @@ class FederatedStrategy(Strategy):
         tensors = from_record(arrays)
         self._layout = ParameterLayout.of_arrays(tensors, self.federation.buffers)
         self._arrays, self._state = arrays, self._layout.state(tensors)
-        if self.algorithm.state_fields:
+        if self.federation.optimizer_state == "average":
+            slots = self.federation.optimizer_slots
+            self._optimizer = SharedOptimizerState(slots, self._layout.size)
+        scalars = state_scalars(self.algorithm)
+        if self.algorithm.state_fields or scalars:
             folder = self.federation.folder
             if folder is None:
                 self._folder = tempfile.TemporaryDirectory(prefix="fedopt-")
@@ -294,6 +344,7 @@ class FederatedStrategy(Strategy):
                 self._layout.size,
                 self._layout.dtype,
                 checkpoints,
+                scalars,
             )
         self.begin(self._layout)
 
@@ -383,4 +434,16 @@ class FederatedStrategy(Strategy):
             math.fsum(loss * n for loss, n in trained) / math.fsum(n for _, n in trained),
             bytes_down=len(reports.client) * down,
             bytes_up=len(trained) * up,
+            lr_scale=self.lr_scale(server_round),
         )
+
+
+def mean_lr_sum(reports: Reports) -> float:
+    """Return the weighted mean of the clients' sums of learning rates, of those that count."""
+    weighted = [
+        (weight, lr_sum)
+        for weight, lr_sum in zip(reports.weight, reports.lr_sum, strict=True)
+        if weight > 0
+    ]
+    total = math.fsum(weight for weight, _ in weighted)
+    return math.fsum(w * lr_sum for w, lr_sum in weighted) / total if total else math.nan

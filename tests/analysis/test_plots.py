@@ -169,6 +169,43 @@ def test_figures_are_saved_by_suffix_and_reproducibly(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_metrics_are_drawn_a_panel_each() -> None:
+    frame = history()
+    for name in ("test_ece", "test_sharpness", "validation_accuracy_worst10"):
+        frame[name] = np.where(frame["round"] % 5 == 0, 0.5 + 0.01 * frame["round"], np.nan)
+    metrics = ["test_ece", "test_sharpness", "test_ece", "validation_accuracy_worst10"]
+    figure = convergence_figure([("a", frame)], metrics=metrics)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "test ece",
+        "test sharpness",
+        "validation accuracy worst10",
+    ]
+    assert figure.get_size_inches().tolist() == [7.0, 5.6]
+    assert lines(figure.axes[1])["a"].get_xdata().tolist() == [5, 10, 15, 20]
+    assert lines(figure.axes[1])["a"].get_ydata().tolist() == [0.55, 0.6, 0.65, 0.7]
+    assert not figure.axes[1].texts, "only what is better when higher has a best"
+    assert figure.axes[2].texts[0].get_text() == "best 0.700"
+    assert not figure.legends
+    two = convergence_figure([("a", frame), ("b", frame)], x="bytes", metrics=["test_ece"])
+    assert legend(two) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", [c.name for c in ROUND_COLUMNS if c.kind == "real"])
+def test_every_real_column_can_be_drawn(name: str) -> None:
+    frame = history()
+    frame[name] = -1.0 * frame["round"]
+    assert len(convergence_figure([("a", frame)], metrics=[name]).axes) == 1
+
+
+def test_metrics_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r'"test_eec" is not known\. Did you mean "test_ece"'):
+        convergence_figure([("a", history())], metrics=["test_eec"])
+    with pytest.raises(ConfigError, match='"clients" is not known'):
+        convergence_figure([("a", history())], metrics=["clients"])
+    with pytest.raises(ConfigError, match='--metric test_mce: run "a" did not measure it'):
+        convergence_figure([("a", history())], metrics=["test_mce"])
+
+
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     figure = convergence_figure([("a", history())])
     for name in ("a.jpg", "a"):

@@ -56,13 +56,17 @@ def record(directory: Path | None, rounds: int) -> RunWriter:
 
 def test_columns_are_the_contract() -> None:
     assert ",".join(names(ROUND_COLUMNS)) == (
-        "round,train_loss,test_loss,test_accuracy,test_ece,test_brier,validation_loss,"
-        "validation_accuracy,clients,dropped_clients,failed_clients,bytes_up,bytes_down,"
-        "sim_seconds,wall_seconds,client_steps"
+        "round,train_loss,test_loss,test_accuracy,test_ece,test_mce,test_brier,"
+        "test_sharpness,test_ball_increase,validation_loss,validation_accuracy,"
+        "validation_accuracy_mean,validation_accuracy_worst10,validation_accuracy_variance,"
+        "swa_test_loss,swa_test_accuracy,swa_test_ece,swa_test_mce,swa_test_brier,lr,"
+        "clients,dropped_clients,failed_clients,skipped_steps,bytes_up,bytes_down,"
+        "sim_seconds,wall_seconds,client_steps,client_gradients"
     )
-    assert [c.name for c in ROUND_COLUMNS if c.cumulative] == list(names(ROUND_COLUMNS)[-5:])
+    assert [c.name for c in ROUND_COLUMNS if c.cumulative] == list(names(ROUND_COLUMNS)[-6:])
     assert ",".join(names(CLIENT_COLUMNS)) == (
-        "round,client,status,examples,steps,planned_steps,train_loss,update_norm,weight"
+        "round,client,status,examples,steps,planned_steps,train_loss,update_norm,weight,"
+        "skipped_steps,lr_sum"
     )
     table = markdown_table(ROUND_COLUMNS).splitlines()
     assert len(table) == 2 + len(ROUND_COLUMNS)
@@ -103,7 +107,9 @@ def test_each_line_is_on_disk_when_written(tmp_path: Path) -> None:
     assert (tmp_path / "rounds.csv").read_text() == ",".join(names(ROUND_COLUMNS)) + "\n"
     assert read_history(tmp_path).empty
     writer.add_round({"round": 1, "train_loss": 0.1, "test_loss": None, "test_ece": math.nan})
-    assert (tmp_path / "rounds.csv").read_text().splitlines()[1] == "1,0.1" + "," * 14
+    assert (tmp_path / "rounds.csv").read_text().splitlines()[1] == "1,0.1" + "," * (
+        len(ROUND_COLUMNS) - 2
+    )
     writer.close()
 
 

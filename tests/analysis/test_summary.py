@@ -27,6 +27,7 @@ def test_final_is_the_last_measured_and_best_the_first_best() -> None:
         "test_loss": 1.2,
         "test_accuracy": 0.7,
         "test_ece": None,
+        "test_mce": None,
         "test_brier": None,
         "test_round": 4,
         "bytes_up": 40,
@@ -34,6 +35,7 @@ def test_final_is_the_last_measured_and_best_the_first_best() -> None:
         "sim_seconds": None,
         "wall_seconds": 2.5,
         "client_steps": None,
+        "client_gradients": None,
     }
     assert summary["best"] == {
         "test_loss": {"value": 0.9, "round": 3},
@@ -47,6 +49,16 @@ def test_a_loss_that_became_nan_is_not_reported_by_an_older_one() -> None:
     final = summarise([*ROWS, {"round": 6, "test_loss": math.nan, "test_accuracy": 0.1}])["final"]
     assert isinstance(final, dict)
     assert (final["test_loss"], final["test_accuracy"], final["test_round"]) == (None, 0.1, 6)
+
+
+def test_sharpness_is_reported_from_its_own_rounds() -> None:
+    sharp = {"round": 6, "test_sharpness": 7.0, "test_ball_increase": 0.1}
+    final = summarise([*ROWS, sharp, {"round": 7, "train_loss": 1.0}])["final"]
+    assert isinstance(final, dict)
+    assert (final["test_loss"], final["test_round"]) == (1.2, 4)
+    assert (final["test_sharpness"], final["test_ball_increase"]) == (7.0, 0.1)
+    later = summarise([*ROWS, sharp, {"round": 8, "test_sharpness": math.nan, **ROWS[0]}])
+    assert later["final"]["test_sharpness"] == 7.0  # type: ignore[index]
 
 
 def test_rows_of_the_frame_give_the_same() -> None:

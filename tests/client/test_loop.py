@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from fedopt.client.algorithm import LocalResult, LocalTerms
 from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
+from fedopt.client.rates import constant_rates
+from fedopt.client.recipe import Recipe
 from fedopt.data.population import Examples
 from fedopt.models.layout import ModelState, ParameterLayout, model_buffers
 from fedopt.models.reference import cnn, logistic, mlp
@@ -87,7 +90,9 @@ def state_of(model: nn.Module) -> ModelState:
 
 def plan_of(n: int, client: int = 0, round: int = 1, batch: int | None = 5) -> ClientPlan:
     work = LocalWork(2, None, batch)
-    (plan,) = plan_clients(work, SEED, round, [client], [n], LR, [work.planned_steps(n)])
+    (plan,) = plan_clients(
+        work, SEED, round, [client], [n], constant_rates(LR), [work.planned_steps(n)]
+    )
     return plan
 
 
@@ -139,7 +144,9 @@ def train(
 
 
 def engine_of(name: str, rule: str = "sgd", dtype: torch.dtype = torch.float64, **options: Any):
-    return LoopEngine(build(name, dtype), cross_entropy, make_rule(rule, **options)[0], SEED, CPU)
+    return LoopEngine(
+        build(name, dtype), cross_entropy, Recipe(make_rule(rule, **options)[0]), SEED, CPU
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -281,9 +288,7 @@ def test_dropout_is_drawn_from_seed_round_and_client() -> None:
     base = plan_of(23)
     for round in (1, 2):
         for client in (0, 1):
-            plan = ClientPlan(
-                client, 23, base.order, base.offsets, base.learning_rates, base.planned_steps
-            )
+            plan = replace(base, client=client)
             torch.manual_seed(len(seen))  # what the process drew before does not matter
             once = train(engine_of("dropout"), start, plan, examples, round=round)
             torch.rand(3)
@@ -308,7 +313,7 @@ def test_unused_and_frozen_parameters_stay() -> None:
     torch.manual_seed(0)
     model = Partial().double()
     start = state_of(model)
-    engine = LoopEngine(model, cross_entropy, make_rule("sgd")[0], SEED, CPU)
+    engine = LoopEngine(model, cross_entropy, Recipe(make_rule("sgd")[0]), SEED, CPU)
     result = train(engine, start, plan_of(23), data())
     named = engine.layout.named_vector(result.delta[0])
     assert set(named) == {"used.weight", "used.bias", "unused.weight", "unused.bias"}

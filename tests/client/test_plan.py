@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedopt.client.plan import ClientPlan, LocalWork, happening_steps, permutations, plan_clients
+from fedopt.client.rates import constant_rates
 
 examples = st.integers(1, 60)
 batches = st.one_of(st.none(), st.integers(1, 70))
@@ -30,7 +31,7 @@ def plan(
     steps: int | None = None,
 ) -> ClientPlan:
     wanted = work.planned_steps(n) if steps is None else steps
-    (made,) = plan_clients(work, seed, round, [client], [n], 0.1, [wanted])
+    (made,) = plan_clients(work, seed, round, [client], [n], constant_rates(0.1), [wanted])
     return made
 
 
@@ -105,8 +106,10 @@ def test_a_plan_does_not_depend_on_who_else_is_planned(
 ) -> None:
     clients = [3 * i + 1 for i in range(len(sizes))]
     steps = [work.planned_steps(n) for n in sizes]
-    together = plan_clients(work, seed, round, clients, sizes, 0.1, steps)
-    reverse = plan_clients(work, seed, round, clients[::-1], sizes[::-1], 0.1, steps[::-1])
+    together = plan_clients(work, seed, round, clients, sizes, constant_rates(0.1), steps)
+    reverse = plan_clients(
+        work, seed, round, clients[::-1], sizes[::-1], constant_rates(0.1), steps[::-1]
+    )
     for client, n, made, again in zip(clients, sizes, together, reverse[::-1], strict=True):
         alone = plan(work, n, seed, round, client)
         assert made.client == again.client == client

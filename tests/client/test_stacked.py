@@ -17,6 +17,8 @@ from fedopt.client.algorithm import LocalTerms
 from fedopt.client.engines import choose_engine
 from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import LocalWork, plan_clients
+from fedopt.client.rates import constant_rates
+from fedopt.client.recipe import Recipe
 from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
@@ -179,14 +181,16 @@ def test_the_engine_is_chosen_by_a_fixed_rule() -> None:
     cpu = torch.device("cpu")
     dense = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
     conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
-    assert choose_engine("auto", dense, Sgd(), cpu).name == "stacked"
-    assert choose_engine("auto", dense, Adam(), cpu).name == "loop"
-    assert choose_engine("auto", nn.Linear(60, 10), Adam(), cpu).name == "stacked"
-    chosen = choose_engine("auto", conv, Sgd(), cpu)
+    assert choose_engine("auto", dense, Recipe(Sgd()), cpu).name == "stacked"
+    assert choose_engine("auto", dense, Recipe(Adam()), cpu).name == "loop"
+    assert choose_engine("auto", nn.Linear(60, 10), Recipe(Adam()), cpu).name == "stacked"
+    chosen = choose_engine("auto", conv, Recipe(Sgd()), cpu)
     assert (chosen.name, chosen.reason.split()[0]) == ("loop", "convolutions")
-    assert choose_engine("auto", conv, Sgd(), torch.device("cuda")).name == "stacked"
+    assert choose_engine("auto", conv, Recipe(Sgd()), torch.device("cuda")).name == "stacked"
     with pytest.raises(ConfigError, match=r"engine\.training.*BatchNorm1d"):
-        choose_engine("stacked", nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), Sgd(), cpu)
+        choose_engine(
+            "stacked", nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), Recipe(Sgd()), cpu
+        )
 
 
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 2)])
@@ -273,13 +277,17 @@ def test_learning_rates_may_differ_between_clients(rule: Any) -> None:
     plans = [
         replace(plan, learning_rates=plan.learning_rates * (1 + 0.5 * i) / np.arange(1, k + 1))
         for i, (plan, k) in enumerate(
-            zip(plan_clients(work, 0, 1, [4, 7, 9], sizes, 0.01, steps), steps, strict=True)
+            zip(
+                plan_clients(work, 0, 1, [4, 7, 9], sizes, constant_rates(0.01), steps),
+                steps,
+                strict=True,
+            )
         )
     ]
     examples = [Examples(rng.normal(size=(n, 6)), rng.integers(0, 3, n)) for n in sizes]
     cpu, loss = torch.device("cpu"), nn.functional.cross_entropy
-    stacked_engine = stacked.StackedEngine(copy.deepcopy(layered), loss, rule, 0, cpu)
-    loop_engine = LoopEngine(copy.deepcopy(layered), loss, rule, 0, cpu)
+    stacked_engine = stacked.StackedEngine(copy.deepcopy(layered), loss, Recipe(rule), 0, cpu)
+    loop_engine = LoopEngine(copy.deepcopy(layered), loss, Recipe(rule), 0, cpu)
     start = loop_engine.layout.state({n: p.detach() for n, p in layered.named_parameters()})
     terms = LocalTerms(proximal=0.3)
     joined = Examples(*(np.concatenate(part) for part in zip(*examples, strict=True)))

@@ -15,6 +15,8 @@ from fedopt.client.algorithm import PlainLocal
 from fedopt.client.loop import LoopEngine
 from fedopt.client.messages import decode_outcome, decode_request, encode_outcome, encode_request
 from fedopt.client.plan import LocalWork
+from fedopt.client.rates import constant_rates
+from fedopt.client.recipe import Recipe
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Block, Status, Trainer, TrainingOutcome, add_weighted
 from fedopt.data.memory import ListPopulation
@@ -61,13 +63,13 @@ def trainer(
     model: nn.Module | None = None,
 ) -> Trainer:
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)) if model is None else model
-    engine = LoopEngine(model, function, Sgd(), 0, torch.device("cpu"))
+    engine = LoopEngine(model, function, Recipe(Sgd()), 0, torch.device("cpu"))
     return Trainer(
         people or population(),
         engine,
         algorithm or PlainLocal(),
         WORK,
-        0.1,
+        constant_rates(0.1),
         0,
         weight_by_examples=by_examples,
         drop_partial=drop,
@@ -249,16 +251,17 @@ def test_requests_survive_their_message() -> None:
     file = RowFile("/somewhere", ("a",), 4, torch.float32)
     extra = ConfigRecord({"experiment": "{}"})
     content = encode_request(
-        7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, extra
+        7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, 0.5, extra
     )
     request = decode_request(content)
     assert request.blocks == blocks
     assert (request.round, request.state_path, request.experiment) == (7, "/somewhere", "{}")
+    assert request.lr_scale == 0.5
     assert torch.equal(request.arrays["w"], arrays["w"])
     assert torch.equal(request.broadcast["c"], torch.zeros(4))
     assert dict(extra) == {"experiment": "{}"}, "the caller's record is not changed"
     bare = decode_request(
-        encode_request(1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, extra)
+        encode_request(1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, 1.0, extra)
     )
     assert (bare.broadcast, bare.state_path) == ({}, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from fedopt.errors import ConfigError
 from fedopt.optim import RuleOptimizer, create_optimizer, list_optimizers, make_rule
+from fedopt.optim.adaptive import Adagrad, Lion, RmsProp
 from fedopt.optim.rules import Adam, AdamW, Rule, Sgd
 
 # Both sides do the same few operations a step; some differ in order by an ulp, 40 steps at most.
@@ -42,22 +44,78 @@ ADAM = st.fixed_dictionaries(
         "beta2": below_one,
         "eps": st.floats(1e-10, 1e-2),
         "weight_decay": decay,
+        "amsgrad": st.booleans(),
     }
 )
+ADAGRAD = st.fixed_dictionaries(
+    {
+        "lr_decay": st.floats(0, 1),
+        "weight_decay": decay,
+        "initial_accumulator_value": st.one_of(st.just(0.0), st.floats(1e-3, 1)),
+        "eps": st.floats(1e-10, 1e-2),
+    }
+)
+RMSPROP = st.fixed_dictionaries(
+    {
+        # Torch's centered form takes the root of a difference, which rounding makes negative
+        # where little is averaged.
+        "alpha": st.floats(0.1, 0.999),
+        "eps": st.floats(1e-8, 1e-2),
+        "weight_decay": decay,
+        "momentum": st.one_of(st.just(0.0), below_one),
+        "centered": st.booleans(),
+    }
+)
+LION = st.fixed_dictionaries({"beta1": below_one, "beta2": below_one, "weight_decay": decay})
+
+
+class ReferenceLion(torch.optim.Optimizer):
+    """Chen et al. 2023, algorithm 2, word for word."""
+
+    def __init__(self, params: Any, lr: float, beta1: float, beta2: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "betas": (beta1, beta2), "decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                m = self.state[p].setdefault("m", torch.zeros_like(p))
+                c = beta1 * m + (1 - beta1) * p.grad
+                p.copy_(p - group["lr"] * (c.sign() + group["decay"] * p))
+                self.state[p]["m"] = beta2 * m + (1 - beta2) * p.grad
+
+
+OPTIONS = {
+    "sgd": sgd_options(),
+    "adam": ADAM,
+    "adamw": ADAM,
+    "adagrad": ADAGRAD,
+    "rmsprop": RMSPROP,
+    "lion": LION,
+}
 
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A registered optimizer with valid options and a learning rate."""
-    name = draw(st.sampled_from(["sgd", "adam", "adamw"]))
-    options = draw(sgd_options() if name == "sgd" else ADAM)
+    name = draw(st.sampled_from(list(OPTIONS)))
+    options = draw(OPTIONS[name])
     return name, {**options, "lr": draw(st.floats(1e-4, 0.5))}
 
 
 def theirs(name: str, params: Any, **options: Any) -> torch.optim.Optimizer:
     """Torch's optimizer with our options."""
-    if name == "sgd":
-        return torch.optim.SGD(params, **options)
+    plain = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "lion": ReferenceLion,
+    }
+    if name in plain:
+        return plain[name](params, **options)
     betas = (options.pop("beta1"), options.pop("beta2"))
     kind = torch.optim.Adam if name == "adam" else torch.optim.AdamW
     return kind(params, betas=betas, **options)
@@ -98,6 +156,65 @@ def test_rules_equal_torch(pair: tuple[str, dict[str, Any]], steps: int) -> None
     assert_equal_within(mine, yours)
 
 
+@given(pairs(), st.lists(st.floats(0.01, 0.99), min_size=1, max_size=20))
+def test_a_cycled_momentum_is_torchs(
+    pair: tuple[str, dict[str, Any]], momenta: list[float]
+) -> None:
+    """As `OneCycleLR` does it: the group's momentum or first beta changes between steps."""
+    name, options = pair
+    rule, lr = make_rule(name, **options)
+    if not rule.momentum_like:
+        with pytest.raises(ValueError, match="has none"):
+            rule.update([torch.ones(1)], [torch.ones(1)], rule.init([torch.ones(1)]), lr, 0.5)
+        return
+    mine, yours = parameters(), parameters()
+    state, torchs = rule.init(mine), theirs(name, yours, **options)
+    for step, momentum in enumerate(momenta):
+        (group,) = torchs.param_groups
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+        for params in (mine, yours):
+            set_gradients(params, step)
+        with torch.no_grad():
+            gradients = [p.grad.clone() for p in mine if p.grad is not None]
+            rule.update(mine, gradients, state, lr, momentum)
+        torchs.step()
+    assert_equal_within(mine, yours)
+    assert state.step == len(momenta)
+
+
+def test_a_momentum_out_of_range_is_refused() -> None:
+    rule = Sgd(momentum=0.9)
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got 1\.0"):
+        rule.update([torch.ones(1)], [torch.ones(1)], rule.init([torch.ones(1)]), 0.1, 1.0)
+
+
+@given(pairs())
+def test_all_slots_exist_from_the_start(pair: tuple[str, dict[str, Any]]) -> None:
+    name, options = pair
+    rule, lr = make_rule(name, **options)
+    params = [p.detach() for p in parameters()]
+    state = rule.init(params)
+    assert state.step == 0
+    assert tuple(state.slots) == rule.slots
+    before = {slot: [id(t) for t in tensors] for slot, tensors in state.slots.items()}
+    for tensors in state.slots.values():
+        assert [t.shape for t in tensors] == [p.shape for p in params]
+    rule.update(params, [torch.ones_like(p) for p in params], state, lr)
+    assert state.step == 1
+    assert before == {slot: [id(t) for t in tensors] for slot, tensors in state.slots.items()}
+    assert rule.is_elementwise
+
+
+def test_what_a_schedule_may_cycle() -> None:
+    assert Sgd().momentum_like == 0
+    assert RmsProp(momentum=0.3).momentum_like == 0.3
+    assert (Adam().momentum_like, AdamW().momentum_like, Lion().momentum_like) == (0.9, 0.9, 0.9)
+    assert Adagrad().momentum_like is None
+
+
 SCHEDULERS = {
     "step": lambda o: torch.optim.lr_scheduler.StepLR(o, 3, 0.5),
     "exponential": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
@@ -134,6 +251,44 @@ def test_torchs_schedulers_drive_rules(schedule: str, name: str, options: dict[s
             scheduler.step()
     assert len(rates) > 4
     assert_equal_within(mine, yours)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sgd", {"momentum": 0.9, "nesterov": True}),
+        ("adam", {"beta1": 0.9, "beta2": 0.99}),
+        ("rmsprop", {"momentum": 0.9}),
+    ],
+)
+def test_one_cycle_cycles_the_momentum_of_rules(name: str, options: dict[str, Any]) -> None:
+    mine, yours = parameters(), parameters()
+    rule, lr = make_rule(name, lr=0.1, **options)
+    pairs = [(mine, RuleOptimizer(mine, rule, lr)), (yours, theirs(name, yours, lr=0.1, **options))]
+    schedulers = [torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20) for _, o in pairs]
+    momenta = set()
+    for step in range(20):
+        momenta.add(pairs[0][1].param_groups[0]["momentum"])
+        for (params, optimizer), scheduler in zip(pairs, schedulers, strict=True):
+            set_gradients(params, step)
+            optimizer.step()
+            scheduler.step()
+    assert len(momenta) > 10
+    assert_equal_within(mine, yours)
+
+
+def test_a_rule_optimizer_can_be_copied_and_pickled() -> None:
+    params = parameters()
+    optimizer = RuleOptimizer(params, Adam(), 0.1)
+    set_gradients(params, 0)
+    optimizer.step()
+    for same in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert isinstance(same, RuleOptimizer)
+        assert same.rule == Adam()
+        own = same.param_groups[0]["params"]
+        assert all(torch.equal(a, b) for a, b in zip(own, params, strict=True))
+        set_gradients(own, 1)
+        same.step()
 
 
 @given(pairs(), st.integers(0, 5), st.integers(1, 5))
@@ -205,7 +360,7 @@ def test_the_closure_is_run_with_gradients_and_its_loss_returned() -> None:
         optimizer.zero_grad()
         loss = (weight**2).sum()
         loss.backward()
-        return float(loss)
+        return loss.item()
 
     assert optimizer.step(closure) == 4.0
     torch.testing.assert_close(weight.detach(), torch.tensor([1.6]))
@@ -231,23 +386,30 @@ def test_stacked_clients_are_stepped_as_each_alone(
     torch.testing.assert_close(stacked, torch.stack(alone), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@given(sgd_options(), st.lists(st.floats(1e-3, 1), min_size=1, max_size=12))
+@given(
+    sgd_options(),
+    st.lists(st.tuples(st.floats(1e-3, 1), st.floats(0, 0.99)), min_size=1, max_size=12),
+    st.booleans(),
+)
 def test_the_sum_of_rates_is_what_unit_gradients_move(
-    options: dict[str, Any], rates: list[float]
+    options: dict[str, Any], steps: list[tuple[float, float]], cycles: bool
 ) -> None:
     """Weight decay is a gradient of its own, so it does not enter the sum."""
     rule = Sgd(**{**options, "weight_decay": 0.0})
+    cycles = cycles and rule.momentum > 0
     weight = torch.zeros(1, dtype=torch.float64)
     state = rule.init([weight])
-    for lr in rates:
-        rule.update([weight], [torch.ones(1, dtype=torch.float64)], state, lr)
-    expected = Sgd(**options).effective_lr_sum(rates)
+    for lr, momentum in steps:
+        unit = torch.ones(1, dtype=torch.float64)
+        rule.update([weight], [unit], state, lr, momentum if cycles else None)
+    rates, momenta = [lr for lr, _ in steps], [momentum for _, momentum in steps]
+    expected = Sgd(**options).effective_lr_sum(rates, momenta if cycles else None)
     assert expected is not None
     assert -float(weight) == pytest.approx(expected, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("rule", [Adam(), AdamW()])
-def test_adam_has_no_sum_of_rates(rule: Rule) -> None:
+@pytest.mark.parametrize("rule", [Adam(), AdamW(), Adagrad(), RmsProp(), Lion()])
+def test_nonlinear_rules_have_no_sum_of_rates(rule: Rule) -> None:
     assert rule.effective_lr_sum([0.1, 0.1]) is None
 
 
@@ -264,7 +426,7 @@ def test_rates_are_positive(lr: float) -> None:
 
 
 def test_optimizers_are_made_by_name() -> None:
-    assert list_optimizers() == ["sgd", "adam", "adamw"]
+    assert list_optimizers()[:6] == ["sgd", "adam", "adamw", "adagrad", "rmsprop", "lion"]
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     model[0].weight.requires_grad_(False)
     optimizer = create_optimizer("sgd", model, lr=0.5, momentum=0.9)
@@ -278,20 +440,31 @@ def test_optimizers_are_made_by_name() -> None:
     ]
 
 
+def test_parameters_and_groups_may_be_given_in_place_of_a_model() -> None:
+    params = parameters()
+    assert create_optimizer("adam", iter(params)).param_groups[0]["params"] == params
+    groups = [{"params": params[:1], "lr": 0.5}, {"params": params[1:]}]
+    optimizer = create_optimizer("nadam", groups, lr=0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
+
+
+RATES = {"adagrad": 0.5, "adadelta": 20.0, "adafactor": 0.5}
+
+
 def test_a_model_learns_under_every_optimizer() -> None:
     for name in list_optimizers():
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
         x = torch.randn(64, 4)
         y = x @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]])
-        optimizer = create_optimizer(name, model, lr=0.05)
+        optimizer = create_optimizer(name, model, lr=RATES.get(name, 0.05))
         losses = []
         for _ in range(100):
             optimizer.zero_grad()
             loss = nn.functional.mse_loss(model(x), y)
             loss.backward()
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(loss.item())
         assert losses[-1] < 0.1 * losses[0], name
 
 
@@ -299,5 +472,9 @@ def test_bad_names_and_options_are_refused() -> None:
     with pytest.raises(ConfigError, match=r'"adamm" is not known\. Did you mean "adam"'):
         create_optimizer("adamm", nn.Linear(1, 1))
     for options in ({"lr": -1}, {"momentum": 1.0}, {"nesterov": True}, {"beta1": 0.9}):
-        with pytest.raises(ValueError, match=next(iter(options))):
+        with pytest.raises(ConfigError, match=f"^{next(iter(options))}: "):
             create_optimizer("sgd", nn.Linear(1, 1), **options)
+    with pytest.raises(
+        ConfigError, match=r'momentun: unknown key\. Did you mean "momentum"\? Known'
+    ):
+        make_rule("rmsprop", momentun=0.9)

@@ -1,0 +1,355 @@
+"""The steps of a group of clients: everything that happens between a gradient and the next one.
+
+Both engines hand their gradients to `LocalSteps`, so each technique is written once. All tensors
+carry the group as their first axis, `[A, *shape]` for the A clients that are still training;
+norms, skips, noise and averages are each client's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fedopt.client.algorithm import LocalTerms
+from fedopt.client.plan import ClientPlan
+from fedopt.client.recipe import Recipe, Sharpness
+from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.optim.rules import Rule, RuleState
+from fedopt.optim.transforms import client_norms
+from fedopt.seeds import torch_seed
+
+Gradients = list[Tensor]
+
+
+class LocalSteps:
+    """Carries out the recipe for one group in one round.
+
+    Args:
+        recipe: how a step is taken.
+        layout: of the parameters.
+        parameters: `[G, *shape]` each, changed in place.
+        start: the server's model.
+        terms: what the strategy adds.
+        plans: what the clients do, in descending order of steps.
+        seed: the run's seed, from which noise draws.
+        round: communication round, from 1.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        layout: ParameterLayout,
+        parameters: Sequence[Tensor],
+        start: ModelState,
+        terms: LocalTerms,
+        plans: Sequence[ClientPlan],
+        seed: int,
+        round: int,
+    ) -> None:
+        self._recipe = recipe
+        self._layout = layout
+        self._parameters = parameters
+        self._terms = terms
+        self._anchor = layout.views(start.parameters)
+        self._correction: list[Tensor] | None = None
+        if terms.correction is not None:
+            rows = terms.correction.expand(len(plans), -1)
+            self._correction = [view.contiguous() for view in layout.views(rows)]
+        self._plans = plans
+        longest = plans[0].steps
+        self._applied = np.zeros((len(plans), longest), dtype=bool)
+        self._rates = table((plan.learning_rates for plan in plans), longest)
+        momenta = [plan.momenta for plan in plans if plan.momenta is not None]
+        self._momenta = table(momenta, longest) if momenta else None
+        self._updates = RuleUpdates(recipe.rule, parameters, layout, terms)
+        self._noise = _Noise(layout, plans, seed, round)
+        self._average = _Average(recipe, parameters, plans) if recipe.average else None
+
+    def take(self, step: int, gradients: Gradients, again: Callable[[], Gradients]) -> None:
+        """Take one step of the clients that are still training.
+
+        Args:
+            step: number of the step in the round, from 0.
+            gradients: of each client's objective at its parameters, `[A, *shape]` each; may be
+                overwritten.
+            again: returns the gradients of the same batch at the parameters as they are then.
+        """
+        recipe, terms = self._recipe, self._terms
+        active = len(gradients[0])
+        parameters = [p[:active] for p in self._parameters]
+        if recipe.sam is not None:
+            direction = self._corrected(gradients) if recipe.sam.corrected else gradients
+            kept = [p.clone() for p in parameters]
+            ascend_(parameters, direction, recipe.sam)
+            gradients = again()
+            torch._foreach_copy_(parameters, kept)
+        gradients = self._corrected(gradients)
+        if terms.proximal:
+            pulls = torch._foreach_sub(parameters, self._anchor)  # exactly 0 at the start
+            gradients = list(torch._foreach_add(gradients, pulls, alpha=terms.proximal))
+        applied = None
+        if not recipe.transforms.is_identity:
+            mask = recipe.transforms.apply_(
+                gradients, lambda std: self._noise.draw(active, std), step=self._noise.time(step)
+            )
+            if recipe.can_skip:
+                applied = mask.cpu().numpy()
+        self._applied[:active, step] = True if applied is None else applied
+        momenta = None if self._momenta is None else self._momenta[:active, step]
+        self._updates.apply(parameters, gradients, self._rates[:active, step], momenta, applied)
+        if self._average is not None:
+            self._average.add(step, parameters)
+
+    def _corrected(self, gradients: Gradients) -> Gradients:
+        """Return scale * g + correction, without changing the gradients."""
+        scale = self._terms.gradient_scale
+        if scale != 1:
+            gradients = list(torch._foreach_mul(gradients, scale))
+        if self._correction is not None:
+            active = len(gradients[0])
+            own = [c[:active] for c in self._correction]
+            gradients = list(torch._foreach_add(gradients, own))
+        return gradients
+
+    # What the steps came to --------------------------------------------------------------------
+
+    @property
+    def averages(self) -> list[Tensor] | None:
+        """The clients' local averages, `[G, *shape]` each, where they are wanted."""
+        return self._average.values if self._average else None
+
+    @property
+    def skipped(self) -> Tensor:
+        """Steps of each client that did not happen because of their gradient, `[G]`."""
+        steps = np.array([plan.steps for plan in self._plans])
+        return torch.from_numpy(steps - self._applied.sum(1))
+
+    def lr_sums(self) -> Tensor | None:
+        """Return sum_k of the coefficients of the applied gradients, `[G]` (see `Rule`).
+
+        None where the update is not a sum of this round's gradients: an optimizer that is not
+        linear in them, or that goes on from an earlier round.
+        """
+        if self._recipe.optimizer_state != "reset" and self._recipe.rule.slots:
+            return None
+        sums = []
+        for plan, applied in zip(self._plans, self._applied, strict=True):
+            taken = applied[: plan.steps]
+            momenta = None if plan.momenta is None else plan.momenta[taken].tolist()
+            total = self._recipe.rule.effective_lr_sum(plan.learning_rates[taken].tolist(), momenta)
+            if total is None:
+                return None
+            sums.append(total)
+        return torch.tensor(sums, dtype=torch.float64)
+
+    def optimizer_state(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the rule's state: slots `[G, P]` by name, and applied steps `[G]`."""
+        return self._updates.vectors(), torch.from_numpy(self._updates.steps.copy())
+
+
+def table(rows: Iterable[npt.NDArray[np.float64]], steps: int) -> npt.NDArray[np.float64]:
+    """Return one number a client and step, `[G, S]`, 0 after a client's last step."""
+    return np.stack([np.pad(row, (0, steps - len(row))) for row in rows])
+
+
+def ascend_(parameters: Sequence[Tensor], gradients: Gradients, sam: Sharpness) -> None:
+    """Move each client's parameters to w + e in place, `[A, *shape]` each.
+
+    A client whose gradient is zero stays where it is.
+    """
+    directions = gradients
+    if sam.adaptive:
+        scales = [p.abs().add_(sam.eta) for p in parameters]
+        scaled = torch._foreach_mul(gradients, scales)
+        norms = client_norms(scaled)
+        directions = list(torch._foreach_mul(scaled, scales))
+    else:
+        norms = client_norms(gradients)
+    factors = torch.where(norms > 0, sam.rho / norms, torch.zeros_like(norms))
+    for parameter, direction in zip(parameters, directions, strict=True):
+        factor = factors.to(parameter.dtype).view(-1, *(1,) * (parameter.dim() - 1))
+        parameter.addcmul_(direction, factor)
+
+
+class RuleUpdates:
+    """Applies the rule to the clients of a group, each with its own state.
+
+    Clients with the same learning rate, momentum and step counter, usually all, are updated at
+    once. Rules that are not elementwise get one client at a time.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        parameters: Sequence[Tensor],
+        layout: ParameterLayout,
+        terms: LocalTerms,
+    ) -> None:
+        self._rule = rule
+        self._layout = layout
+        clients = len(parameters[0])
+        self.steps = np.zeros(clients, dtype=np.int64)
+        self._slots: dict[str, list[Tensor]] = {}
+        self._own: list[RuleState] = []
+        if not rule.is_elementwise:
+            self._own = [rule.init([p[i] for p in parameters]) for i in range(clients)]
+        else:
+            self._slots = rule.init(parameters).slots
+            if terms.optimizer_state is not None and terms.optimizer_steps is not None:
+                self.steps[:] = terms.optimizer_steps.numpy()
+                self._resume(terms.optimizer_state)
+
+    def _resume(self, kept: Mapping[str, Tensor]) -> None:
+        """Take the kept slots of the clients that have taken a step; the others begin afresh."""
+        has_state = torch.from_numpy(self.steps > 0)
+        for name, tensors in self._slots.items():
+            rows = kept[name].expand(len(self.steps), -1)
+            for tensor, view in zip(tensors, self._layout.views(rows), strict=True):
+                where = has_state.to(view.device)
+                tensor[where.to(tensor.device)] = view[where].to(tensor)
+
+    def apply(
+        self,
+        parameters: list[Tensor],
+        gradients: Gradients,
+        rates: npt.NDArray[np.float64],
+        momenta: npt.NDArray[np.float64] | None,
+        applied: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        """Update the clients whose step is applied (None: all), in place."""
+        active = len(rates)
+        steps = self.steps[:active]
+        alike = [steps, rates] if momenta is None else [steps, rates, momenta]
+        if (
+            self._rule.is_elementwise
+            and (applied is None or applied.all())
+            and all((values == values[0]).all() for values in alike)
+        ):
+            everyone: list[tuple[slice | Tensor, list[int]]] = [(slice(active), [0])]
+        else:
+            everyone = self._alike(alike, applied)
+        for where, members in everyone:
+            first = members[0]
+            momentum = None if momenta is None else float(momenta[first])
+            self._update(where, members, parameters, gradients, float(rates[first]), momentum)
+        steps += 1 if applied is None else applied
+
+    def _alike(
+        self, alike: Sequence[npt.NDArray[np.generic]], applied: npt.NDArray[np.bool_] | None
+    ) -> list[tuple[slice | Tensor, list[int]]]:
+        """Return the applied clients in groups that one update serves."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for i in range(len(alike[0])):
+            if applied is None or applied[i]:
+                key: tuple[object, ...] = tuple(values[i] for values in alike)
+                groups.setdefault(key if self._rule.is_elementwise else (i,), []).append(i)
+        found: list[tuple[slice | Tensor, list[int]]] = []
+        for members in groups.values():
+            run = members[-1] - members[0] + 1 == len(members)
+            where = slice(members[0], members[-1] + 1) if run else torch.tensor(members)
+            found.append((where, members))
+        return found
+
+    def _update(
+        self,
+        where: slice | Tensor,
+        members: list[int],
+        parameters: list[Tensor],
+        gradients: Gradients,
+        lr: float,
+        momentum: float | None,
+    ) -> None:
+        if self._own:
+            (i,) = members
+            mine, own = [p[i] for p in parameters], [g[i] for g in gradients]
+            self._rule.update(mine, own, self._own[i], lr, momentum)
+            return
+        if isinstance(where, Tensor):
+            where = where.to(parameters[0].device)
+        part = [p[where] for p in parameters]
+        state = RuleState(
+            int(self.steps[members[0]]),
+            {name: [t[where] for t in tensors] for name, tensors in self._slots.items()},
+        )
+        self._rule.update(part, [g[where] for g in gradients], state, lr, momentum)
+        if isinstance(where, Tensor):  # gathered copies go back
+            for whole, copy in zip(parameters, part, strict=True):
+                whole.index_copy_(0, where, copy)
+            for name, tensors in self._slots.items():
+                for whole, copy in zip(tensors, state.slots[name], strict=True):
+                    whole.index_copy_(0, where, copy)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return the slots as vectors `[G, P]`."""
+        found = {}
+        for name, tensors in self._slots.items():
+            flat = tensors[0].new_empty(len(self.steps), self._layout.size)
+            for view, tensor in zip(self._layout.views(flat), tensors, strict=True):
+                view.copy_(tensor)
+            found[name] = flat
+        return found
+
+
+class _Noise:
+    """Gaussian noise that each client draws for itself, the same in any engine and group."""
+
+    def __init__(
+        self, layout: ParameterLayout, plans: Sequence[ClientPlan], seed: int, round: int
+    ) -> None:
+        self._layout = layout
+        self._plans = plans
+        self._seed = seed
+        self._round = round
+        self._generators: list[torch.Generator] = []
+
+    def time(self, step: int) -> int:
+        """Return t, the nominal number of the step in the whole run, from 0."""
+        return self._plans[0].first_step + step
+
+    def draw(self, active: int, std: float) -> list[Tensor]:
+        """Return noise of a standard deviation for the active clients, `[A, *shape]` each."""
+        if not self._generators:
+            self._generators = [
+                torch.Generator().manual_seed(
+                    torch_seed(self._seed, "noise", self._round, plan.client)
+                )
+                for plan in self._plans
+            ]
+        flat = torch.empty(active, self._layout.size, dtype=self._layout.dtype)
+        for row, generator in zip(flat, self._generators, strict=False):
+            row.normal_(0.0, std, generator=generator)
+        return self._layout.views(flat)
+
+
+class _Average:
+    """The mean of each client's last iterates."""
+
+    def __init__(
+        self, recipe: Recipe, parameters: Sequence[Tensor], plans: Sequence[ClientPlan]
+    ) -> None:
+        assert recipe.average is not None
+        self._decay = recipe.average.decay
+        self.values = [torch.zeros_like(p) for p in parameters]
+        self._first = np.array(
+            [p.steps - recipe.average.window(p.steps, p.steps_per_epoch) for p in plans]
+        )
+
+    def add(self, step: int, parameters: Sequence[Tensor]) -> None:
+        """Take in the iterates after a step, of the clients whose window it is in."""
+        active = len(parameters[0])
+        seen = step - self._first[:active] + 1  # iterates in the window, this one included
+        if self._decay is None:
+            weights = 1 / np.maximum(seen, 1)
+        else:
+            weights = np.where(seen == 1, 1.0, 1 - self._decay)
+        weights = np.where(seen >= 1, weights, 0.0)
+        if not weights.any():
+            return
+        for average, parameter in zip(self.values, parameters, strict=True):
+            weight = torch.from_numpy(weights).to(parameter)
+            shape = (-1, *(1,) * (parameter.dim() - 1))
+            average[:active].lerp_(parameter, weight.view(shape))

@@ -1,0 +1,172 @@
+"""Schedules that rise again: warm restarts, cyclical, 1Cycle, and the cyclic rate of SWA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedopt.schedules.closed_forms import Values, _Rate
+
+
+@dataclass(frozen=True)
+class CosineRestarts(_Rate):
+    """Cosine annealing that begins again after T_0, T_0 T_mult, T_0 T_mult^2, ... units.
+
+    lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t_i / T_i)) / 2, t_i since the last restart.
+
+    Source: Loshchilov & Hutter 2017, equation 5;
+        torch.optim.lr_scheduler.CosineAnnealingWarmRestarts.
+    """
+
+    T_0: int = 10
+    T_mult: int = 1
+    eta_min: float = 0.0
+
+    def lr(self, t: Values, span: int) -> Values:
+        """Return the learning rates."""
+        t = np.asarray(t, dtype=np.float64)
+        if self.T_mult == 1:
+            since, length = np.mod(t, self.T_0), np.full(t.shape, float(self.T_0))
+        else:
+            # Cycle n begins at T_0 (m^n - 1) / (m - 1): all beginnings up to the latest t.
+            starts, at, size = [], 0, self.T_0
+            while at <= t.max(initial=0):
+                starts.append(at)
+                at, size = at + size, size * self.T_mult
+            index = np.searchsorted(starts, t, side="right") - 1
+            since = t - np.array(starts)[index]
+            length = self.T_0 * float(self.T_mult) ** index
+        turn: Values = (1 + np.cos(np.pi * since / length)) / 2
+        return self.eta_min + (self.base - self.eta_min) * turn
+
+
+@dataclass(frozen=True)
+class Cyclical:
+    """lr(t) = base_lr + (max_lr - base_lr) s(t), a triangle between two rates.
+
+    With up = step_size_up and down = step_size_down (None: up), cycle = floor(1 + t / (up + down))
+    and x = 1 + t / (up + down) - cycle in [0, 1): the tent is x / r up to r = up / (up + down),
+    (1 - x) / (1 - r) from there on. s is the tent times 1 (`triangular`), 2^(1 - cycle)
+    (`triangular2`) or gamma^t (`exp_range`). Momentum mirrors it:
+    max_momentum - (max_momentum - base_momentum) s(t).
+
+    Source: Smith 2017, section 3.1; torch.optim.lr_scheduler.CyclicLR.
+    """
+
+    base_lr: float
+    max_lr: float
+    step_size_up: int | None = None
+    step_size_down: int | None = None
+    mode: str = "triangular"
+    gamma: float = 1.0
+    cycle_momentum: bool = False
+    base_momentum: float = 0.8
+    max_momentum: float = 0.9
+
+    def lr(self, t: Values, span: int) -> Values:
+        """Return the learning rates."""
+        return self.base_lr + (self.max_lr - self.base_lr) * self._shape(t, span)
+
+    def momentum(self, t: Values, span: int) -> Values | None:
+        """Return the momenta, where they are cycled."""
+        if not self.cycle_momentum:
+            return None
+        return self.max_momentum - (self.max_momentum - self.base_momentum) * self._shape(t, span)
+
+    def _shape(self, t: Values, span: int) -> Values:
+        t = np.asarray(t, dtype=np.float64)
+        up = float(self.step_size_up or max(1.0, span / 2))
+        down = float(self.step_size_down or up)
+        total, ratio = up + down, up / (up + down)
+        cycle = np.floor(1 + t / total)
+        x = 1 + t / total - cycle
+        # torch places a point that rounding leaves at r on the rising side.
+        tent: Values = np.where(x <= ratio, x / ratio, (x - 1) / (ratio - 1))
+        if self.mode == "triangular2":
+            tent = tent / 2 ** (cycle - 1)
+        if self.mode == "exp_range":
+            tent = tent * self.gamma**t
+        return tent
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """One rise to max_lr and one fall far below the start, over the span.
+
+    From max_lr / div_factor at t = 0 to max_lr at pct_start span - 1, then down to
+    max_lr / (div_factor final_div_factor) at span - 1; with `three_phase` first down to the start,
+    symmetrically, and then to the end, as in the paper. Momentum goes the other way.
+
+    Source: Smith & Topin 2019, section 3; torch.optim.lr_scheduler.OneCycleLR.
+    """
+
+    max_lr: float
+    pct_start: float = 0.3
+    anneal_strategy: str = "cos"
+    three_phase: bool = False
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    cycle_momentum: bool = False
+    base_momentum: float = 0.85
+    max_momentum: float = 0.95
+
+    def lr(self, t: Values, span: int) -> Values:
+        """Return the learning rates."""
+        first = self.max_lr / self.div_factor
+        last = first / self.final_div_factor
+        levels = [first, self.max_lr, first, last] if self.three_phase else []
+        return self._through(t, span, levels or [first, self.max_lr, last])
+
+    def momentum(self, t: Values, span: int) -> Values | None:
+        """Return the momenta, where they are cycled."""
+        if not self.cycle_momentum:
+            return None
+        high, low = self.max_momentum, self.base_momentum
+        levels = [high, low, high, high] if self.three_phase else [high, low, high]
+        return self._through(t, span, levels)
+
+    def _through(self, t: Values, span: int, levels: list[float]) -> Values:
+        """Return the values on the way through the levels, one a phase's end."""
+        t = np.asarray(t, dtype=np.float64)
+        turn = self.pct_start * span - 1
+        ends = [turn, 2 * turn, span - 1.0] if self.three_phase else [turn, span - 1.0]
+        found = np.full(t.shape, levels[-1])
+        start = 0.0
+        done = np.zeros(t.shape, dtype=bool)
+        for end, (a, b) in zip(ends, zip(levels, levels[1:], strict=False), strict=True):
+            length = end - start
+            share = (t - start) / length if length else np.ones(t.shape)
+            inside = ~done & ((t <= end) | (end == ends[-1]))
+            found = np.where(inside, self._anneal(a, b, share), found)
+            done |= inside
+            start = end
+        return found
+
+    def _anneal(self, a: float, b: float, share: Values) -> Values:
+        if self.anneal_strategy == "linear":
+            return (b - a) * share + a
+        return b + (a - b) / 2 * (np.cos(np.pi * share) + 1)
+
+
+@dataclass(frozen=True)
+class SwaCyclic(_Rate):
+    """The cyclic rate of SWA: within each cycle of c units from lr1 down to lr2.
+
+    From start span on, at the i-th unit (i from 1): lr = (1 - s) lr1 + s lr2,
+    s = (mod(i - 1, c) + 1) / c; models are best averaged where s = 1. Before that the base rate.
+
+    Source: Izmailov et al. 2018, equation 2; Caldarola et al. 2022, section 4.3.
+    """
+
+    lr1: float
+    lr2: float
+    cycle: int
+    start: float = 0.75
+
+    def lr(self, t: Values, span: int) -> Values:
+        """Return the learning rates."""
+        t = np.asarray(t, dtype=np.float64)
+        since = t - np.floor(self.start * span)
+        share = (np.mod(np.floor(since), self.cycle) + 1) / self.cycle
+        return np.where(since < 0, self.base, (1 - share) * self.lr1 + share * self.lr2)

@@ -1,0 +1,47 @@
+"""The clients' optimizer state as the server keeps it, where `local.optimizer_state = "average"`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedopt.client.algorithm import OPTIMIZER
+from fedopt.client.optimizer_state import STEPS
+from fedopt.client.trainer import Reports
+from fedopt.server.rounds import RoundSums
+
+
+class SharedOptimizerState:
+    """The weighted mean of the last cohort's optimizer states, sent to the next.
+
+    Args:
+        slots: names of the optimizer's vectors.
+        size: P.
+    """
+
+    def __init__(self, slots: tuple[str, ...], size: int) -> None:
+        self._vectors = {OPTIMIZER + slot: torch.zeros(size, dtype=torch.float64) for slot in slots}
+        self._steps = torch.zeros(1, dtype=torch.float64)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Return the slots `[P]` and the step counter `[1]`, in float64."""
+        return {**self._vectors, STEPS: self._steps}
+
+    def load(self, vectors: Mapping[str, Tensor]) -> None:
+        """Take back what `vectors` returned."""
+        self._vectors = {name: vectors[name].clone() for name in self._vectors}
+        self._steps = vectors[STEPS].clone()
+
+    def update(self, sums: RoundSums, reports: Reports) -> None:
+        """Take the mean of the cohort's states; the counter grows by their mean applied steps."""
+        self._vectors = {name: sums.mean(name) for name in self._vectors}
+        applied = [
+            steps - skipped
+            for steps, skipped, weight in zip(
+                reports.steps, reports.skipped_steps, reports.weight, strict=True
+            )
+            if weight > 0
+        ]
+        self._steps = self._steps + round(sum(applied) / len(applied))
