@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -44,7 +45,7 @@ class MultiStepOptions(ScheduleOptions):
     @model_validator(mode="after")
     def _rising(self) -> MultiStepOptions:
         values = self.milestones
-        if not values or values[0] < 1 or any(b <= a for a, b in zip(values, values[1:])):  # noqa: B905
+        if not values or values[0] < 1 or any(b <= a for a, b in pairwise(values)):
             raise ValueError(f"milestones: must be rising integers >= 1, got {list(values)}")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -134,7 +135,7 @@ class OneCycle:
         found = np.full(t.shape, levels[-1])
         start = 0.0
         done = np.zeros(t.shape, dtype=bool)
-        for end, (a, b) in zip(ends, zip(levels, levels[1:], strict=False), strict=True):
+        for end, (a, b) in zip(ends, pairwise(levels), strict=True):
             length = end - start
             share = (t - start) / length if length else np.ones(t.shape)
             inside = ~done & ((t <= end) | (end == ends[-1]))

@@ -1,4 +1,4 @@
-"""The clients' optimizer state as the server keeps it, where `local.optimizer_state = "average"`."""
+"""The clients' optimizer state as the server keeps it, for `local.optimizer_state = "average"`."""
 
 from __future__ import annotations
 

@@ -351,7 +351,7 @@ def test_a_skipped_step_leaves_parameters_momentum_and_counter_alone() -> None:
 
 
 def test_clipping_is_each_clients_own() -> None:
-    """A client with huge gradients is clipped; its neighbour's step is that which it makes alone."""
+    """A client with huge gradients is clipped; its neighbours' steps are as without it."""
     data = population()
     wild = [Examples(d.x * 1e3, d.y) if i == 2 else d for i, d in enumerate(data)]
     recipe = Recipe(Sgd(), transforms=GradientTransforms(clip_norm=0.5))
