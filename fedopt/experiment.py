@@ -26,6 +26,7 @@ from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
+from fedopt.data.arrays import ArrayPopulation
 from fedopt.data.population import Population, build_population
 from fedopt.errors import ConfigError
 from fedopt.local import make_rates, make_recipe
@@ -204,16 +205,27 @@ class Experiment:
 
     def _check_model(self) -> None:
         client = int(np.flatnonzero(self.population.sizes)[0])
-        examples = self.population.train(client)
-        inputs = torch.from_numpy(examples.x[:2].copy())
-        targets = torch.from_numpy(examples.y[:2].copy())
         model = self.build_model()
         ParameterLayout.of(model)
         model.eval()
+        examples = self.population.train(client)
+        inputs, targets = (torch.from_numpy(part[:2].copy()) for part in examples)
         try:
             with torch.no_grad():
                 output = model(inputs)
         except Exception as error:
+            # A model that looks its inputs up in a table wants integers.
+            population = self.population
+            looks_up = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
+            if (
+                looks_up
+                and isinstance(population, ArrayPopulation)
+                and inputs.is_floating_point()
+                and _takes(model, inputs.long())
+            ):
+                population.use_integer_inputs()
+                self._check_model()
+                return
             raise ConfigError(
                 f"the model cannot take inputs of shape {tuple(inputs.shape)}: {error}",
                 key="model",
@@ -242,6 +254,16 @@ class Experiment:
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ConfigError("the loss must be a scalar tensor", key="local.loss")
+
+
+def _takes(model: nn.Module, inputs: torch.Tensor) -> bool:
+    """Return whether a model takes some inputs."""
+    try:
+        with torch.no_grad():
+            model(inputs)
+    except Exception:  # a user's model may raise anything
+        return False
+    return True
 
 
 def cohort_size(clients_per_round: int | float | str, clients: int) -> int:

@@ -24,6 +24,7 @@ from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
+    StackedEmbedding,
     StackedLayer,
     StackedLinear,
     StackedModule,
@@ -75,6 +76,10 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         raise NotStackableError("Conv2d with padding other than zeros has no stacked form")
     if isinstance(model, nn.Flatten) and (model.start_dim, model.end_dim) != (1, -1):
         raise NotStackableError("Flatten of some axes only has no stacked form")
+    if isinstance(model, nn.Embedding) and (
+        model.max_norm is not None or model.scale_grad_by_freq or model.sparse
+    ):
+        raise NotStackableError("Embedding that renorms, scales or is sparse has no stacked form")
     if model._forward_hooks or model._forward_pre_hooks:
         raise NotStackableError(f"{type(model).__name__} has hooks")
     return [(prefix, model)]
@@ -400,7 +405,7 @@ class StackedEngine:
     def _has_parameters(self, position: int) -> bool:
         """Whether a layer below `position` has parameters, so that gradients must reach it."""
         return any(
-            isinstance(layer, StackedLinear)
+            isinstance(layer, StackedLinear | StackedEmbedding)
             or (isinstance(layer, StackedModule) and layer.has_parameters)
             for layer in self._layers[:position]
         )

@@ -67,19 +67,24 @@ class StackedLinear:
         self._input: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `[A, B, out]` for `[A, B, in]`."""
-        self._input = x
-        weight = self._parameters[self._weight][: len(x)].transpose(1, 2)
+        """Return `[A, B, ..., out]` for `[A, B, ..., in]`."""
+        flat = x.flatten(1, -2)
+        self._input = flat
+        return self._product(self._parameters, flat, len(x)).view(*x.shape[:-1], -1)
+
+    def _product(self, parameters: Parameters, x: Tensor, active: int) -> Tensor:
+        weight = parameters[self._weight][:active].transpose(1, 2)
         if self._bias is None:
             return torch.bmm(x, weight)
-        bias = self._parameters[self._bias][: len(x)].unsqueeze(1)
-        return torch.baddbmm(bias, x, weight)
+        return torch.baddbmm(parameters[self._bias][:active].unsqueeze(1), x, weight)
 
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Return the gradient at the input, made before the sink may change W."""
         assert self._input is not None
+        shape = gradient.shape
+        gradient = gradient.flatten(1, -2)
         weight = self._parameters[self._weight][: len(gradient)]
-        below = torch.bmm(gradient, weight) if need_input else None
+        below = torch.bmm(gradient, weight).view(*shape[:-1], -1) if need_input else None
         sink.product(self._weight, gradient.transpose(1, 2), self._input)
         if self._bias is not None:
             sink.tensor(self._bias, gradient.sum(1))
@@ -87,11 +92,52 @@ class StackedLinear:
         return below
 
     def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Return `[A, B, out]`, recorded."""
-        weight = parameters[self._weight].transpose(1, 2)
-        if self._bias is None:
-            return torch.bmm(x, weight)
-        return torch.baddbmm(parameters[self._bias].unsqueeze(1), x, weight)
+        """Return `[A, B, ..., out]`, recorded."""
+        return self._product(parameters, x.flatten(1, -2), len(x)).view(*x.shape[:-1], -1)
+
+
+class StackedEmbedding:
+    """y = W[x], for each client: a table of vectors, looked up by integers.
+
+    Args:
+        parameters: all stacked parameters.
+        weight: position of W `[C, V, D]`.
+        padding: row that is never trained, or None.
+    """
+
+    def __init__(self, parameters: Parameters, weight: int, padding: int | None) -> None:
+        self._parameters = parameters
+        self._weight = weight
+        self._padding = padding
+        self._places: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `[A, B, ..., D]` for integers `[A, B, ...]`."""
+        return self.recorded(self._parameters, x)
+
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return `[A, B, ..., D]`, recorded."""
+        table = parameters[self._weight][: len(x)]
+        rows = table.shape[1]
+        first = torch.arange(len(x), device=x.device).view(-1, *(1,) * (x.dim() - 1)) * rows
+        self._places = x + first
+        if self._padding is None:
+            return nn.functional.embedding(self._places, table.flatten(0, 1))
+        # The untrained row of each client: looked up without a gradient.
+        found = nn.functional.embedding(self._places, table.flatten(0, 1))
+        return torch.where((x == self._padding).unsqueeze(-1), found.detach(), found)
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Add up the gradients of each row."""
+        assert self._places is not None
+        _, rows, width = self._parameters[self._weight].shape
+        summed = gradient.new_zeros(len(gradient) * rows, width)
+        summed.index_add_(0, self._places.flatten(), gradient.reshape(-1, width))
+        table = summed.view(len(gradient), rows, width)
+        if self._padding is not None:
+            table[:, self._padding] = 0
+        sink.tensor(self._weight, table)
+        return None
 
 
 class StackedRelu:
@@ -319,6 +365,12 @@ def _linear(layer: nn.Linear, parameters: Parameters, own: Mapping[str, int], _:
     return StackedLinear(parameters, own["weight"], own.get("bias"))
 
 
+def _embedding(
+    layer: nn.Embedding, parameters: Parameters, own: Mapping[str, int], _: Draws
+) -> Any:
+    return StackedEmbedding(parameters, own["weight"], layer.padding_idx)
+
+
 def _norm(layer: nn.Module, parameters: Parameters, own: Mapping[str, int], _: Draws) -> Any:
     return StackedModule(normalised(layer), parameters, list(own.values()))
 
@@ -333,6 +385,7 @@ def _conv(layer: nn.Conv2d, parameters: Parameters, own: Mapping[str, int], _: D
 
 STACKED_FORMS: dict[type[nn.Module], Builder] = {
     nn.Linear: _linear,
+    nn.Embedding: _embedding,
     nn.Conv2d: _conv,
     nn.ReLU: lambda layer, parameters, own, draws: StackedRelu(),
     nn.Flatten: lambda layer, parameters, own, draws: StackedFlatten(),

@@ -58,6 +58,7 @@ class ArrayPopulation:
         self._fraction = validation_fraction
         self._seed = seed
         self._dtype = np.dtype(dtype)
+        self._takes_integers = False
         self._sizes = partition.sizes - held_out(partition.sizes, validation_fraction)
 
     @property
@@ -169,6 +170,10 @@ class ArrayPopulation:
         order = generator(self._seed, "validation split", client).permutation(rows.size)
         return rows[np.sort(order[held:])], rows[np.sort(order[:held])]
 
+    def use_integer_inputs(self) -> None:
+        """Give inputs as int64 from now on, neither scaled nor shifted: a model looks them up."""
+        self._takes_integers = True
+
     def _gather(self, rows: IntArray) -> Examples:
         return self._materialise(
             np.take(self._dataset.x, rows, axis=0), np.take(self._dataset.y, rows, axis=0)
@@ -176,10 +181,24 @@ class ArrayPopulation:
 
     def _materialise(self, x: AnyArray, y: AnyArray) -> Examples:
         """Return examples over `x` and `y`, fresh arrays that may be changed in place."""
+        kind = self._dtype if self.classes is None else np.dtype(np.int64)
+        if self._takes_integers:
+            return Examples(_whole(x), y.astype(kind, copy=False))
         inputs = x.astype(self._dtype, copy=False)
         if self._dataset.scale != 1.0:
             inputs *= self._dtype.type(self._dataset.scale)
         if self._dataset.shift != 0.0:
             inputs += self._dtype.type(self._dataset.shift)
-        kind = self._dtype if self.classes is None else np.dtype(np.int64)
         return Examples(inputs, y.astype(kind, copy=False))
+
+
+def _whole(x: AnyArray) -> IntArray:
+    """Return inputs as int64, which an embedding looks up.
+
+    Raises:
+        DataError: an input is not a whole number.
+    """
+    whole: IntArray = x.astype(np.int64)
+    if x.dtype.kind == "f" and not np.array_equal(whole, x):
+        raise DataError("the model looks inputs up in an embedding, but they are not whole numbers")
+    return whole

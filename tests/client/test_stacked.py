@@ -295,3 +295,75 @@ def test_learning_rates_may_differ_between_clients(rule: Any) -> None:
     for i, (plan, data) in enumerate(zip(plans, examples, strict=True)):
         alone = loop_engine.train(start, 1, [plan], data, terms).delta[0]
         torch.testing.assert_close(together[i], alone, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class Pooled(nn.Module):
+    """The mean over positions, `[B, T, D]` to `[B, D]`; its stacked form is registered below."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(-2)
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+@pytest.mark.parametrize("penalty", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_embeddings_agree_with_the_loop(
+    padding: int | None, penalty: float, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens, of which a client has few, looked up, embedded again and averaged."""
+    forms = dict(stacked_layers.STACKED_FORMS)
+    monkeypatch.setattr(stacked_layers, "STACKED_FORMS", forms)
+    monkeypatch.setattr(stacked, "STACKED_FORMS", forms)
+    stacked_layers.register_stacked(
+        Pooled,
+        lambda layer, parameters, own, draws: stacked_layers.StackedModule(
+            lambda mine, x: x.mean(-2), parameters, []
+        ),
+    )
+    rng = np.random.default_rng(3)
+    clients = [(rng.integers(0, 7, (n, 5)), rng.integers(0, 3, n)) for n in (3, 9, 14)]
+
+    def network() -> nn.Module:
+        return nn.Sequential(
+            nn.Embedding(7, 4, padding_idx=padding), nn.Linear(4, 6), nn.Tanh(), Pooled(),
+            nn.Linear(6, 3),
+        )  # fmt: skip
+
+    runs = [
+        fedopt.simulate(
+            model=network,
+            clients=clients,
+            test=clients[1],
+            rounds=3,
+            clients_per_round=None,
+            dtype="float64",
+            local={
+                "epochs": 2,
+                "batch_size": 4,
+                "optimizer": {"name": optimizer, "lr": 0.05},
+                "gradient": {"penalty": penalty},
+            },
+            engine={"name": "inline", "training": training},
+        )
+        for training in ("stacked", "loop")
+    ]
+    assert_agree(*runs)
+    assert runs[0].summary["engine"]["training"] == "stacked"
+    start = fedopt.simulate(
+        model=network, clients=clients, rounds=1, clients_per_round=None, dtype="float64",
+        local={"steps": 1, "optimizer": {"name": "sgd", "lr": 1e-30}}, engine={"name": "inline"},
+    )  # fmt: skip
+    moved = runs[0].parameters()["0.weight"] - start.parameters()["0.weight"]
+    assert bool((moved[0] == 0).all()) == (padding == 0)
+
+
+def test_inputs_that_are_no_integers_cannot_be_looked_up() -> None:
+    clients = [(np.full((4, 2), 0.5), np.array([0, 1, 0, 1]))]
+    with pytest.raises(fedopt.FedoptError, match="not whole numbers"):
+        fedopt.simulate(
+            model=lambda: nn.Sequential(nn.Embedding(3, 2), nn.Flatten(), nn.Linear(4, 2)),
+            clients=clients,
+            rounds=1,
+            clients_per_round=None,
+            engine={"name": "inline"},
+        )
