@@ -133,7 +133,13 @@ class Experiment:
         device = torch.device(config.engine.device)
         model = self.build_model()
         engine = build_engine(
-            self.engine_choice, model, self.loss, self.recipe, config.seed, device
+            self.engine_choice,
+            model,
+            self.loss,
+            self.recipe,
+            config.seed,
+            device,
+            config.engine.precision,
         )
         strategy = config.strategy.options.model_dump()
         return Trainer(
@@ -190,6 +196,11 @@ class Experiment:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f'"{device}" cannot be used: {error}', key="engine.device") from None
+        if self.config.engine.precision == "bf16" and self.config.run.dtype != "float32":
+            raise ConfigError(
+                f'"bf16" needs dtype = "float32", got "{self.config.run.dtype}"',
+                key="engine.precision",
+            )
         strategy = load_strategy(self.config.strategy.name)
         strategy.check(self.config.strategy.options, self.recipe)
         self.rates()

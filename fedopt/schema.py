@@ -222,7 +222,7 @@ class SystemTable(Table):
 
 
 class EngineTable(Table):
-    """Where and how local training runs; none of it changes the results but block_size."""
+    """Where and how local training runs; only block_size and precision change the results."""
 
     name: Literal["inline", "ray"] = Field("ray", description="inline: no Ray; ray: actors")
     workers: int | None = Field(
@@ -232,6 +232,12 @@ class EngineTable(Table):
         "auto",
         description="engine of local training: loop, one client after another, any model; "
         "stacked, many at once, dense layers; auto chooses by model, optimizer and device",
+    )
+    precision: Literal["full", "bf16"] = Field(
+        "full",
+        description="arithmetic of the passes through the model: full, that of dtype; bf16, "
+        "bfloat16 where it is safe, parameters and updates staying in float32; part of the "
+        "result's bits",
     )
     device: str = Field("cpu", description='torch device of local training: "cpu" or "cuda"')
     address: str | None = Field(

@@ -95,7 +95,8 @@ def build_engine(
     recipe: Recipe,
     seed: int,
     device: torch.device,
+    precision: str = "full",
 ) -> Engine:
     """Return the chosen engine over a model."""
     kind = StackedEngine if choice.name == "stacked" else LoopEngine
-    return kind(model, loss, recipe, seed, device)
+    return kind(model, loss, recipe, seed, device, precision)

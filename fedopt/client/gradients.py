@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+
+def passes(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which passes through a model are made.
+
+    Args:
+        device: where the model is.
+        precision: "full", or "bf16" for bfloat16 wherever torch's autocasting holds it safe.
+    """
+    if precision == "full":
+        return _FULL
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+_FULL = nullcontext()  # autocasting takes microseconds to switch off
 
 
 def gradients_of(

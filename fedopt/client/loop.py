@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
-from fedopt.client.gradients import gradients_of
+from fedopt.client.gradients import gradients_of, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -38,17 +38,25 @@ class LoopEngine:
         recipe: how a step is taken.
         seed: the run's seed, from which dropout and the like draw.
         device: where to train.
+        precision: arithmetic of the passes, "full" or "bf16".
     """
 
     group_size: ClassVar[int] = 1
 
     def __init__(
-        self, model: nn.Module, loss: Loss, recipe: Recipe, seed: int, device: torch.device
+        self,
+        model: nn.Module,
+        loss: Loss,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        precision: str = "full",
     ) -> None:
         self._bound = BoundModel(model, device)
         self._loss = loss
         self._recipe = recipe
         self._seed = seed
+        self._precision = precision
         self.device = device
         self._has_images = any(len(s.shape) == 4 for s in self._bound.layout.parameters)
         self._group = [view.unsqueeze(0) for view in self.layout.views(self._bound.flat)]
@@ -180,7 +188,8 @@ class LoopEngine:
     def _gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the loss of a batch, and the gradients of the objective."""
         with torch.enable_grad():
-            loss = self._loss(self._bound.module(batch[0]), batch[1])
+            with passes(self.device, self._precision):
+                loss = self._loss(self._bound.module(batch[0]), batch[1])
             return loss.detach(), gradients_of(
                 loss, self._bound.parameters, penalty=self._recipe.penalty
             )
@@ -209,7 +218,9 @@ class LoopEngine:
         """Return the gradient of the loss over all examples at the current parameters, `[P]`."""
         module, parameters = self._bound.module, self._bound.parameters
         flat = torch.empty_like(self._bound.flat)
-        gradients = gradients_of(self._loss(module(inputs), targets), parameters)
+        with passes(self.device, self._precision):
+            loss = self._loss(module(inputs), targets)
+        gradients = gradients_of(loss, parameters)
         for view, gradient in zip(self.layout.views(flat), gradients, strict=True):
             view.copy_(gradient)
         return flat

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
-from fedopt.client.gradients import gradients_of
+from fedopt.client.gradients import gradients_of, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -117,13 +117,20 @@ class StackedEngine:
         recipe: how a step is taken.
         seed: the run's seed, from which dropout and noise draw.
         device: where to train.
+        precision: arithmetic of the passes, "full" or "bf16".
 
     Raises:
         NotStackableError: the model has a part without a stacked form.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, recipe: Recipe, seed: int, device: torch.device
+        self,
+        model: nn.Module,
+        loss: Loss,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        precision: str = "full",
     ) -> None:
         check_stackable(model)
         self.layout = ParameterLayout.of(model)
@@ -132,6 +139,7 @@ class StackedEngine:
         self._loss = loss
         self._recipe = recipe
         self._seed = seed
+        self._precision = precision
         self.device = device
         self._generators: list[torch.Generator] = []
         self._draw_ids: list[tuple[int, int]] = []
@@ -357,7 +365,7 @@ class StackedEngine:
         """Return each client's sum of losses `[A]` and gradients of its objective."""
         if self._recipe.penalty:
             return self._penalised(inputs, targets, batch)
-        sink = Collect(len(self._parameters))
+        sink = Collect(self._parameters)
         losses = self._pass(inputs, targets, batch, sink)
         return losses, sink.all()
 
@@ -369,8 +377,10 @@ class StackedEngine:
         own = [p[:active].detach().requires_grad_() for p in self._parameters]
         x, y = self._examples(inputs, targets, batch)
         with torch.enable_grad():
-            for layer in self._layers:
-                x = layer.recorded(own, x)
+            with passes(self.device, self._precision):
+                for layer in self._layers:
+                    x = layer.recorded(own, x)
+            x = x.to(self.layout.dtype)
             means = torch.stack([self._loss(x[i, :n], y[i, :n]) for i, n in enumerate(lengths)])
             # The clients' losses share no parameter: their sum has each one's own gradient.
             gradients = gradients_of(means.sum(), own, penalty=self._recipe.penalty)
@@ -389,7 +399,7 @@ class StackedEngine:
         self, inputs: Tensor, targets: Tensor, batch: Batch, sink: FusedSgd | Collect
     ) -> Tensor:
         """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
-        with torch.no_grad():
+        with torch.no_grad(), passes(self.device, self._precision):
             x, y = self._examples(inputs, targets, batch)
             for layer in self._layers:
                 x = layer.forward(x)
@@ -413,6 +423,7 @@ class StackedEngine:
     def _loss_and_gradient(self, output: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return each client's sum of losses `[A]` and the gradient of its mean at the output."""
         lengths = batch.lengths
+        output = output.to(self.layout.dtype)
         if self._loss is nn.functional.cross_entropy and output.dim() == 3:
             log_probabilities = output.log_softmax(-1)
             targets = y.unsqueeze(-1)
@@ -445,7 +456,7 @@ class StackedEngine:
             bool((lengths < longest).any()),
             np.zeros(clients),
         )
-        sink = Collect(len(self._parameters))
+        sink = Collect(self._parameters)
         self._pass(inputs, targets, batch, sink)
         flat = torch.empty(clients, self.layout.size, dtype=self.layout.dtype, device=self.device)
         for view, gradient in zip(self._vectors(flat), sink.all(), strict=True):

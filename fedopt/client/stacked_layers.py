@@ -154,6 +154,7 @@ class StackedRelu:
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Let the gradient through where the output is positive."""
         assert self._output is not None
+        gradient = gradient.to(self._output.dtype)
         below: Tensor = torch.ops.aten.threshold_backward(gradient, self._output, 0)
         return below
 
@@ -269,6 +270,7 @@ class StackedModule:
         tape, self._tape = self._tape, None
         if not need_input and not tape.own:
             return None
+        gradient = gradient.to(tape.output.dtype)
         below, *own = torch.autograd.grad(tape.output, [tape.x, *tape.own], gradient)
         for index, parameter_gradient in zip(self._indices, own, strict=True):
             sink.tensor(index, parameter_gradient)

@@ -63,10 +63,14 @@ class FusedSgd:
 
     def product(self, index: int, left: Tensor, right: Tensor) -> None:
         """Step along `left @ right`, accumulated into the parameter."""
-        if not self._uniform:
+        weight = self._parameters[index][: self._active]
+        if (
+            not self._uniform
+            or right.dtype != weight.dtype
+            or torch.is_autocast_enabled(weight.device.type)
+        ):
             self.tensor(index, torch.bmm(left, right))
             return
-        weight = self._parameters[index][: self._active]
         weight.baddbmm_(left, right, beta=1 - self._lr * self._shrink, alpha=-self._lr)
         if self._drift is not None:
             weight.add_(self._drift[index][: self._active], alpha=self._lr)
@@ -74,6 +78,7 @@ class FusedSgd:
     def tensor(self, index: int, gradient: Tensor) -> None:
         """Step along a gradient."""
         weight = self._parameters[index][: self._active]
+        gradient = gradient.to(weight.dtype)
         if self._shrink:
             gradient = gradient + self._shrink * weight
         if self._drift is not None:
@@ -86,18 +91,23 @@ class FusedSgd:
 
 
 class Collect:
-    """Keeps the gradients, `[A, *shape]` by position."""
+    """Keeps the gradients, `[A, *shape]` by position.
 
-    def __init__(self, count: int) -> None:
-        self.gradients: list[Tensor | None] = [None] * count
+    Args:
+        parameters: the stacked parameters that they belong to, which give their dtype.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters = parameters
+        self.gradients: list[Tensor | None] = [None] * len(parameters)
 
     def product(self, index: int, left: Tensor, right: Tensor) -> None:
         """Keep `left @ right`."""
-        self.gradients[index] = torch.bmm(left, right)
+        self.tensor(index, torch.bmm(left, right))
 
     def tensor(self, index: int, gradient: Tensor) -> None:
         """Keep a gradient."""
-        self.gradients[index] = gradient
+        self.gradients[index] = gradient.to(self._parameters[index].dtype)
 
     def all(self) -> list[Tensor]:
         """Return the gradients of all parameters."""

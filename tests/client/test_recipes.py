@@ -542,3 +542,26 @@ def test_a_client_that_skips_everything_keeps_its_control_variate() -> None:
 
 def test_seeds_of_noise_and_batches_are_unrelated() -> None:
     assert torch_seed(0, "noise", 1, 2) != torch_seed(0, "train", 1, 2)
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(Sgd()), Recipe(Adam(), sam=Sharpness(0.1)), Recipe(Sgd(), penalty=0.1)]
+)
+def test_bfloat16_passes_keep_parameters_in_float32(recipe: Recipe) -> None:
+    """Results are those of float32 to bfloat16's three digits, and not the same."""
+    layers = [nn.Linear(6, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 3)]
+    model = nn.Sequential(*layers)
+    examples = Examples(client_data().x.astype(np.float32), client_data().y)
+    work = LocalWork(2, None, 5)
+    (plan,) = plan_clients(work, SEED, 1, [6], [23], constant_rates(0.05), [10])
+    for engine_type in (LoopEngine, StackedEngine):
+        full, half = (
+            engine_type(copy.deepcopy(model), loss, recipe, SEED, CPU, precision)
+            .train(start_of(model), 1, [plan], examples, LocalTerms())
+            .delta.clone()
+            for precision in ("full", "bf16")
+        )
+        assert half.dtype == torch.float32
+        assert not torch.equal(full, half)
+        # Adam turns rounding of small gradients into whole steps: some elements differ.
+        assert float((full - half).norm() / full.norm()) < 0.1
