@@ -283,6 +283,11 @@ class Recorder:
 
             save_figure(run.plot(), writer.directory / "convergence.png")
             draw_reliability(self.experiment, calibration, writer.directory / "reliability.png")
+            if run.history["validation_accuracy_mean"].notna().any():
+                from fedopt.analysis.client_plots import client_figure
+
+                figure = client_figure(run.history, config.strategy.name)
+                save_figure(figure, writer.directory / "clients.png")
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
         return run

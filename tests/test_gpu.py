@@ -64,3 +64,68 @@ def test_a_gpu_gives_what_the_cpu_gives(network: Any, training: str, strategy: s
     np.testing.assert_allclose(
         runs[0].history["test_loss"], runs[1].history["test_loss"], rtol=TOLERANCE
     )
+
+
+@pytest.mark.parametrize("training", ["loop", "stacked"])
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "mofedsam"])
+@pytest.mark.parametrize("state", ["reset", "average", "keep"])
+def test_every_technique_gives_on_a_gpu_what_it_gives_on_the_cpu(
+    training: str, strategy: str, state: str
+) -> None:
+    if strategy != "fedavg" and state != "reset":
+        pytest.skip("refused: the displacement is no sum of the round's gradients")
+    runs = [
+        fedopt.simulate(
+            model=dense,
+            clients=clients(),
+            test=clients()[3],
+            rounds=3,
+            clients_per_round=3,
+            dtype="float64",
+            strategy=strategy,
+            local={
+                "epochs": 2,
+                "batch_size": 4,
+                "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.5},
+                "optimizer_state": state,
+                "schedule": {"name": "one_cycle"},
+                "sam": {"rho": 0.05},
+                "gradient": {
+                    "clip_norm": 1.0,
+                    "noise_eta": 1e-4,
+                    "skip_norm": 50.0,
+                    "penalty": 0.01,
+                },
+                "swa": {"last_epochs": 1},
+            },
+            server={"swa": {"start": 2}},
+            engine={"name": "inline", "training": training, "device": device},
+        )
+        for device in ("cpu", "cuda")
+    ]
+    for name, tensor in runs[0].parameters().items():
+        torch.testing.assert_close(
+            tensor, runs[1].parameters()[name], rtol=TOLERANCE, atol=TOLERANCE
+        )
+
+
+@pytest.mark.parametrize("training", ["loop", "stacked"])
+def test_bfloat16_on_a_gpu_is_near_float32(training: str) -> None:
+    runs = [
+        fedopt.simulate(
+            model=convolutional,
+            clients=clients(),
+            rounds=2,
+            clients_per_round=3,
+            local={"epochs": 1, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.05}},
+            engine={
+                "name": "inline",
+                "training": training,
+                "device": "cuda",
+                "precision": precision,
+            },
+        )
+        for precision in ("full", "bf16")
+    ]
+    for name, tensor in runs[0].parameters().items():
+        torch.testing.assert_close(tensor, runs[1].parameters()[name], rtol=0.1, atol=0.01)

@@ -79,7 +79,9 @@ _PARTS: dict[str, tuple[str, _Style, str]] = {
     "train": ("#56B4E9", (0.0, (3.0, 1.0)), "o"),
     "validation": ("#009E73", (0.0, (1.0, 1.0)), "s"),
     "test": ("#0072B2", "-", "^"),
+    "swa_test": ("#D55E00", "-", "v"),
 }
+_LABELS = {"swa_test": "test, averaged model"}
 
 _LEGEND_ROW = 0.17  # inches
 _DECADES = 100.0  # ratio of largest to smallest loss from which on the axis is logarithmic
@@ -217,7 +219,8 @@ def _one_run(frame: pd.DataFrame, places: Floats) -> list[_Panel]:
             colour, style, marker = _PARTS[part]
             alone, last = len(measured) == 1, part == list(measured)[-1]
             style = "-" if alone else style
-            lines.append(_Line(*points, part, colour, style, marker, ranked=accuracy and last))
+            text = _LABELS.get(part, part)
+            lines.append(_Line(*points, text, colour, style, marker, ranked=accuracy and last))
         if lines:
             label = f"{lines[0].label} {metric}" if len(lines) == 1 else metric
             panels.append(_Panel(label, tuple(lines), accuracy))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -14,13 +16,19 @@ from fedopt.schedules.range_test import RangeSuggestion, smooth
 Values = npt.NDArray[np.float64]
 
 _WIDTH = 4.2  # inches
+_LINE = 72  # characters of small text in that width
 _BLUE, _RED, _GREEN = COLOURS[:3]
 MOST_POINTS = 20_000
 """Points of a line; longer runs are thinned evenly."""
 
 
 def schedule_figure(
-    rates: Values, momenta: Values | None = None, *, title: str, steps_per_round: int = 1
+    rates: Values,
+    momenta: Values | None = None,
+    *,
+    title: str,
+    steps_per_round: int = 1,
+    x_label: str = "communication rounds done",
 ) -> Figure:
     """Draw learning rates, and momenta where they are cycled, over the rounds of a run.
 
@@ -29,6 +37,7 @@ def schedule_figure(
         momenta: momentum of each step, `[T]`, or None.
         title: a line above the panel.
         steps_per_round: steps that make one round.
+        x_label: what the horizontal axis counts.
 
     Returns:
         A figure 4.2 inches wide, 200 dpi.
@@ -44,7 +53,7 @@ def schedule_figure(
         _line(panels[1], time, momenta[thin], "momentum", _RED)
     else:
         panels[0].set_ylim(bottom=0)
-    panels[-1].set_xlabel("communication rounds done", fontsize=TEXT)
+    panels[-1].set_xlabel(x_label, fontsize=TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
     figure.suptitle(title, fontsize=TEXT)
     return figure
@@ -83,12 +92,14 @@ def range_figure(rates: Values, losses: Values, suggestion: RangeSuggestion) -> 
     axes.plot(rates[known], losses[known], ".", color="#BBBBBB", markersize=3, label="a round")
     axes.plot(rates[shown], curve[shown], color=_BLUE, linewidth=1.2, label="smoothed")
     axes.set_xscale("log")
-    axes.set_xlim(rates[0], rates[-1])
+    axes.set_xlim(rates[0], rates[-1] * (rates[-1] / rates[0]) ** 0.02)
     if known.any():
         # The rise at the end is cut off where it would hide the fall.
-        low, first = float(losses[known].min()), float(losses[known][0])
-        top = max(first, low) + 0.5 * max(first - low, 0.1 * abs(first))
-        axes.set_ylim(low - 0.1 * (top - low), top)
+        fallen = losses[: int(curve.argmin()) + 1] if suggestion.max_lr is not None else losses
+        low = float(losses[known].min())
+        high = float(np.quantile(fallen[np.isfinite(fallen)], 0.95))
+        height = max(high - low, 0.1 * abs(high))
+        axes.set_ylim(low - 0.1 * height, high + 0.5 * height)
     bounds = (
         ("base_lr", suggestion.base_lr, _GREEN, ":"),
         ("max_lr", suggestion.max_lr, _RED, "--"),
@@ -97,8 +108,12 @@ def range_figure(rates: Values, losses: Values, suggestion: RangeSuggestion) -> 
         if rate is not None:
             label = f"{name} = {rate:.2g}"
             axes.axvline(rate, color=colour, linestyle=style, linewidth=1.0, label=label)
+    if suggestion.diverged_at is not None:
+        label = f"diverged at {suggestion.diverged_at:.2g}"
+        axes.axvspan(suggestion.diverged_at, rates[-1] * 10, color="#E6E6E6", label=label)
     if suggestion.reason:
-        axes.set_title(f"no bounds: {suggestion.reason}", fontsize=SMALL)
+        title = textwrap.fill(f"no bounds: {suggestion.reason}", _LINE)
+        axes.set_title(title, fontsize=SMALL)
     axes.set_xlabel("learning rate", fontsize=TEXT)
     axes.set_ylabel("training loss of a round", fontsize=TEXT)
     axes.legend(fontsize=SMALL, frameon=False)

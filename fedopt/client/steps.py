@@ -66,7 +66,7 @@ class LocalSteps:
         momenta = [plan.momenta for plan in plans if plan.momenta is not None]
         self._momenta = table(momenta, longest) if momenta else None
         self._updates = RuleUpdates(recipe.rule, parameters, layout, terms)
-        self._noise = _Noise(layout, plans, seed, round)
+        self._noise = _Noise(layout, parameters[0].device, plans, seed, round)
         self._average = _Average(recipe, parameters, plans) if recipe.average else None
 
     def take(self, step: int, gradients: Gradients, again: Callable[[], Gradients]) -> None:
@@ -295,12 +295,21 @@ class RuleUpdates:
 
 
 class _Noise:
-    """Gaussian noise that each client draws for itself, the same in any engine and group."""
+    """Gaussian noise that each client draws for itself, the same in any engine and group.
+
+    It is drawn on the CPU, so that a run on another device has the same.
+    """
 
     def __init__(
-        self, layout: ParameterLayout, plans: Sequence[ClientPlan], seed: int, round: int
+        self,
+        layout: ParameterLayout,
+        device: torch.device,
+        plans: Sequence[ClientPlan],
+        seed: int,
+        round: int,
     ) -> None:
         self._layout = layout
+        self._device = device
         self._plans = plans
         self._seed = seed
         self._round = round
@@ -322,7 +331,7 @@ class _Noise:
         flat = torch.empty(active, self._layout.size, dtype=self._layout.dtype)
         for row, generator in zip(flat, self._generators, strict=False):
             row.normal_(0.0, std, generator=generator)
-        return self._layout.views(flat)
+        return self._layout.views(flat.to(self._device))
 
 
 class _Average:

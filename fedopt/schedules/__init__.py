@@ -37,7 +37,7 @@ def make_schedule(name: str, lr: float, **options: Any) -> Schedule:
         ConfigError: the name or an option is unknown or out of range, or `plateau`, which is no
             function of time (see `fedopt.schedules.plateau`).
     """
-    if not 0 < lr < np.inf:
+    if isinstance(lr, bool) or not isinstance(lr, int | float | np.number) or not 0 < lr < np.inf:
         raise ConfigError(f"got {lr!r}; must be a number > 0", key="lr")
     entry = get("schedules", name, key="schedule")
     checked = validate(entry.options, options, name)
@@ -49,40 +49,11 @@ def make_schedule(name: str, lr: float, **options: Any) -> Schedule:
         )
     chosen.pop("scope")
     warmup, start_factor = chosen.pop("warmup", 0), chosen.pop("warmup_start_factor", 1.0)
-    schedule = _build(name, entry.load(), lr, chosen)
-    return WarmedUp(schedule, lr, warmup, start_factor) if warmup else schedule
-
-
-def _build(name: str, kind: Any, lr: float, values: dict[str, Any]) -> Schedule:
-    """Return a schedule whose open options are derived from the optimizer's learning rate."""
-    if "cycle_momentum" in values:
-        values["cycle_momentum"] = bool(values["cycle_momentum"])
-    if name == "one_cycle":
-        values["max_lr"] = values["max_lr"] or lr
-    elif name == "cyclical":
-        top = values["max_lr"] or lr
-        base = values["base_lr"] or top / 4
-        if base > top:
-            raise ConfigError(
-                f"must be <= max_lr = {top:g} (the optimizer's lr, where max_lr is not given), "
-                f"got {base:g}",
-                key="cyclical.base_lr",
-            )
-        values |= {"max_lr": top, "base_lr": base}
-    elif name == "swa_cyclic":
-        lr1 = values["lr1"] or lr
-        lr2 = values["lr2"] or lr1 / 100
-        if lr2 > lr1:
-            raise ConfigError(
-                f"must be <= lr1 = {lr1:g} (the optimizer's lr, where lr1 is not given), "
-                f"got {lr2:g}",
-                key="swa_cyclic.lr2",
-            )
-        values |= {"base": lr, "lr1": lr1, "lr2": lr2}
-    else:
-        values["base"] = lr
-    schedule: Schedule = kind(**values)
-    return schedule
+    try:
+        schedule = entry.load().create(float(lr), **chosen)
+    except ValueError as error:  # begins with the name of the option to blame
+        raise ConfigError(f"{name}.{error}") from None
+    return WarmedUp(schedule, warmup, start_factor) if warmup else schedule
 
 
 def values(name: str, steps: int, lr: float = 0.1, **options: Any) -> Values:
@@ -115,8 +86,9 @@ def momenta(name: str, steps: int, lr: float = 0.1, **options: Any) -> Values | 
         ConfigError: as `make_schedule`; or `steps` is not >= 1.
     """
     options = _sized(name, steps, options)
-    if "cycle_momentum" in get("schedules", name, key="schedule").options.model_fields:
-        options.setdefault("cycle_momentum", True)
+    known = get("schedules", name, key="schedule").options.model_fields
+    if "cycle_momentum" in known and options.get("cycle_momentum") is None:
+        options["cycle_momentum"] = True
     return make_schedule(name, lr, **options).momentum(_times(steps), steps)
 
 

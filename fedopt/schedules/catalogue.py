@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,7 +86,7 @@ class CosineOptions(ScheduleOptions):
     T_max: int | None = Field(
         None, ge=1, description="units of t to eta_min, >= 1 (default: the span)"
     )
-    eta_min: float = Field(0.0, ge=0, description="the least learning rate, >= 0")
+    eta_min: float = Field(0.0, ge=0, description="the least learning rate, in [0, lr]")
 
 
 class CosineRestartsOptions(ScheduleOptions):
@@ -93,7 +94,14 @@ class CosineRestartsOptions(ScheduleOptions):
 
     T_0: int = Field(10, ge=1, description="units of t of the first, >= 1")
     T_mult: int = Field(1, ge=1, description="factor of each one's length to the last, >= 1")
-    eta_min: float = Field(0.0, ge=0, description="the least learning rate, >= 0")
+    eta_min: float = Field(0.0, ge=0, description="the least learning rate, in [0, lr]")
+
+
+def _no_warm_up(table: Any, reason: str) -> None:
+    """Refuse the options of warm-up, with a reason."""
+    for key in ("warmup", "warmup_start_factor"):
+        if isinstance(table, Mapping) and key in table:
+            raise ValueError(f"{key}: {reason}")
 
 
 def _momentum_range(base: float, most: float) -> None:
@@ -148,7 +156,13 @@ class OneCycleOptions(Options):
     max_lr: float | None = Field(
         None, gt=0, description="the greatest rate, > 0 (default: the optimizer's lr)"
     )
-    pct_start: float = Field(0.3, gt=0, lt=1, description="share of the rise, in (0, 1)")
+    pct_start: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="share of the rise, in (0, 1); below 0.5 with three_phase, or the end is cut "
+        "off, as in torch",
+    )
     anneal_strategy: Literal["cos", "linear"] = Field("cos", description="form of rise and fall")
     three_phase: bool = Field(
         False,
@@ -165,14 +179,15 @@ class OneCycleOptions(Options):
     base_momentum: float = Field(0.85, ge=0, lt=1, description="at max_lr, in [0, 1)")
     max_momentum: float = Field(0.95, ge=0, lt=1, description="at both ends, in [0, 1)")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _warms_up_itself(cls, value: Any) -> Any:
+        _no_warm_up(value, "1Cycle begins with its own warm-up, pct_start of the span")
+        return value
+
     @model_validator(mode="after")
     def _ordered(self) -> OneCycleOptions:
         _momentum_range(self.base_momentum, self.max_momentum)
-        if self.three_phase and self.pct_start >= 0.5:
-            raise ValueError(
-                f"pct_start: must be in (0, 0.5) with three_phase, which falls for as long as it "
-                f"rose, got {self.pct_start:g}"
-            )
         return self
 
 
@@ -217,6 +232,12 @@ class PlateauOptions(Options):
     )
     min_lr: float = Field(0.0, ge=0, description="the least learning rate, >= 0")
     eps: float = Field(1e-8, ge=0, description="smaller reductions do not happen, >= 0")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_time(cls, value: Any) -> Any:
+        _no_warm_up(value, "a plateau follows a metric, not time; it has no warm-up")
+        return value
 
 
 def _schedule(name: str, options: type[Options], target: str, text: str, source: str) -> None:

@@ -9,7 +9,7 @@ those that rise again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +34,18 @@ class Schedule(Protocol):
         ...
 
 
+class WarmSchedule(Schedule, Protocol):
+    """A schedule that may be warmed up."""
+
+    @property
+    def base(self) -> float:
+        """The learning rate that warm-up leads to."""
+        ...
+
+
 @dataclass(frozen=True)
-class _Rate:
-    """A schedule that changes the learning rate alone.
+class RateOnly:
+    """Base of the schedules that change the learning rate alone.
 
     Args:
         base: the optimizer's learning rate, > 0.
@@ -44,13 +53,29 @@ class _Rate:
 
     base: float
 
+    @classmethod
+    def create(cls, lr: float, **options: Any) -> Self:
+        """Return the schedule of an optimizer.
+
+        Args:
+            lr: the optimizer's learning rate, > 0.
+            options: the other fields.
+
+        Raises:
+            ValueError: `eta_min` is above `lr`; the text begins with the option.
+        """
+        least = options.get("eta_min", 0.0)
+        if least > lr:
+            raise ValueError(f"eta_min: must be <= lr = {lr:g}, got {least:g}")
+        return cls(lr, **options)
+
     def momentum(self, t: Values, span: int) -> Values | None:
         """Return None."""
         return None
 
 
 @dataclass(frozen=True)
-class Constant(_Rate):
+class Constant(RateOnly):
     """lr(t) = lr."""
 
     def lr(self, t: Values, span: int) -> Values:
@@ -59,8 +84,8 @@ class Constant(_Rate):
 
 
 @dataclass(frozen=True)
-class Step(_Rate):
-    """lr(t) = lr gamma^floor(t / step_size).
+class Step(RateOnly):
+    """lr(t) = lr gamma^floor(t / step_size), step_size >= 1, gamma in (0, 1].
 
     Source: torch.optim.lr_scheduler.StepLR.
     """
@@ -74,8 +99,8 @@ class Step(_Rate):
 
 
 @dataclass(frozen=True)
-class MultiStep(_Rate):
-    """lr(t) = lr gamma^(number of milestones <= t).
+class MultiStep(RateOnly):
+    """lr(t) = lr gamma^(number of milestones <= t), gamma in (0, 1].
 
     Source: torch.optim.lr_scheduler.MultiStepLR.
     """
@@ -91,8 +116,8 @@ class MultiStep(_Rate):
 
 
 @dataclass(frozen=True)
-class Exponential(_Rate):
-    """lr(t) = lr gamma^t.
+class Exponential(RateOnly):
+    """lr(t) = lr gamma^t, gamma in (0, 1].
 
     Source: torch.optim.lr_scheduler.ExponentialLR.
     """
@@ -105,8 +130,8 @@ class Exponential(_Rate):
 
 
 @dataclass(frozen=True)
-class InverseTime(_Rate):
-    """lr(t) = lr / (1 + k t).
+class InverseTime(RateOnly):
+    """lr(t) = lr / (1 + k t), k >= 0.
 
     Source: Robbins & Monro 1951; Li et al. 2020 (convergence of FedAvg), theorem 1.
     """
@@ -119,7 +144,7 @@ class InverseTime(_Rate):
 
 
 @dataclass(frozen=True)
-class Polynomial(_Rate):
+class Polynomial(RateOnly):
     """lr(t) = lr (1 - min(t, T) / T)^power, T = total_iters, or the span.
 
     Source: torch.optim.lr_scheduler.PolynomialLR.
@@ -135,10 +160,10 @@ class Polynomial(_Rate):
 
 
 @dataclass(frozen=True)
-class Linear(_Rate):
+class Linear(RateOnly):
     """lr(t) = lr (a + (b - a) min(t, T) / T): linear warm-up where a < b.
 
-    a = start_factor, b = end_factor, T = total_iters.
+    a = start_factor in (0, 1], b = end_factor in [0, 1], T = total_iters >= 1.
 
     Source: torch.optim.lr_scheduler.LinearLR.
     """
@@ -154,7 +179,7 @@ class Linear(_Rate):
 
 
 @dataclass(frozen=True)
-class Cosine(_Rate):
+class Cosine(RateOnly):
     """lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t / T)) / 2, T = T_max, or the span.
 
     Beyond T it rises again, as in torch.
@@ -175,20 +200,20 @@ class Cosine(_Rate):
 class WarmedUp:
     """Linear warm-up over the first `warmup` units of t, then a schedule from its own t = 0.
 
-    During warm-up lr(t) = lr (f + (1 - f) t / warmup), f = start_factor.
+    During warm-up lr(t) = b (f + (1 - f) t / warmup), f = start_factor; b is lr, or base_lr of a
+    cyclical schedule. The schedule's span is what warm-up leaves of the span.
 
     Source: Goyal et al. 2017, section 2.2; torch.optim.lr_scheduler.SequentialLR of LinearLR.
     """
 
-    inner: Schedule
-    base: float
+    inner: WarmSchedule
     warmup: int
     start_factor: float
 
     def lr(self, t: Values, span: int) -> Values:
         """Return the learning rates."""
         t = np.asarray(t, dtype=np.float64)
-        warming = Linear(self.base, self.start_factor, 1.0, self.warmup).lr(t, span)
+        warming = Linear(self.inner.base, self.start_factor, 1.0, self.warmup).lr(t, span)
         after = self.inner.lr(np.maximum(t - self.warmup, 0), max(1, span - self.warmup))
         return np.where(t < self.warmup, warming, after)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 
-from fedopt.schedules.closed_forms import Values, _Rate
+from fedopt.schedules.closed_forms import RateOnly, Values
 
 
 @dataclass(frozen=True)
-class CosineRestarts(_Rate):
+class CosineRestarts(RateOnly):
     """Cosine annealing that begins again after T_0, T_0 T_mult, T_0 T_mult^2, ... units.
 
     lr(t) = eta_min + (lr - eta_min) (1 + cos(pi t_i / T_i)) / 2, t_i since the last restart.
@@ -65,6 +66,42 @@ class Cyclical:
     base_momentum: float = 0.8
     max_momentum: float = 0.9
 
+    @classmethod
+    def create(
+        cls,
+        lr: float,
+        base_lr: float | None = None,
+        max_lr: float | None = None,
+        cycle_momentum: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the schedule of an optimizer.
+
+        Args:
+            lr: the optimizer's learning rate, > 0.
+            base_lr: the lower rate; by default a quarter of the upper (Smith 2017, section 3.3:
+                1/3 or 1/4).
+            max_lr: the upper rate; by default `lr`.
+            cycle_momentum: whether momentum is cycled; None: not.
+            options: the other fields.
+
+        Raises:
+            ValueError: `base_lr` is above `max_lr`; the text begins with the option.
+        """
+        top = lr if max_lr is None else max_lr
+        base = top / 4 if base_lr is None else base_lr
+        if base > top:
+            raise ValueError(
+                f"base_lr: must be <= max_lr = {top:g} (the optimizer's lr, where max_lr is not "
+                f"given), got {base:g}"
+            )
+        return cls(base, top, cycle_momentum=bool(cycle_momentum), **options)
+
+    @property
+    def base(self) -> float:
+        """The learning rate that warm-up leads to."""
+        return self.base_lr
+
     def lr(self, t: Values, span: int) -> Values:
         """Return the learning rates."""
         return self.base_lr + (self.max_lr - self.base_lr) * self._shape(t, span)
@@ -95,9 +132,12 @@ class Cyclical:
 class OneCycle:
     """One rise to max_lr and one fall far below the start, over the span.
 
-    From max_lr / div_factor at t = 0 to max_lr at pct_start span - 1, then down to
-    max_lr / (div_factor final_div_factor) at span - 1; with `three_phase` first down to the start,
-    symmetrically, and then to the end, as in the paper. Momentum goes the other way.
+    With T the span and p = pct_start in (0, 1): from max_lr / div_factor at t = 0 to max_lr at
+    p T - 1, then down to max_lr / (div_factor final_div_factor) at T - 1, and no further. With
+    `three_phase`, as in the paper, first down to the start, at 2 (p T - 1), and then to the end;
+    there p < 0.5, or the run ends before the fall does. From a to b, s of the way, is
+    a + (b - a) s (`linear`) or b + (a - b) (1 + cos(pi s)) / 2 (`cos`). Momentum goes the other
+    way, between max_momentum and base_momentum.
 
     Source: Smith & Topin 2019, section 3; torch.optim.lr_scheduler.OneCycleLR.
     """
@@ -111,6 +151,25 @@ class OneCycle:
     cycle_momentum: bool = False
     base_momentum: float = 0.85
     max_momentum: float = 0.95
+
+    @classmethod
+    def create(
+        cls,
+        lr: float,
+        max_lr: float | None = None,
+        cycle_momentum: bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the schedule of an optimizer.
+
+        Args:
+            lr: the optimizer's learning rate, > 0.
+            max_lr: the greatest rate; by default `lr`.
+            cycle_momentum: whether momentum is cycled; None: not.
+            options: the other fields.
+        """
+        top = lr if max_lr is None else max_lr
+        return cls(top, cycle_momentum=bool(cycle_momentum), **options)
 
     def lr(self, t: Values, span: int) -> Values:
         """Return the learning rates."""
@@ -137,7 +196,8 @@ class OneCycle:
         done = np.zeros(t.shape, dtype=bool)
         for end, (a, b) in zip(ends, pairwise(levels), strict=True):
             length = end - start
-            share = (t - start) / length if length else np.ones(t.shape)
+            # A client with more steps than others has times between T - 1 and T.
+            share = np.minimum((t - start) / length, 1.0) if length else np.ones(t.shape)
             inside = ~done & ((t <= end) | (end == ends[-1]))
             found = np.where(inside, self._anneal(a, b, share), found)
             done |= inside
@@ -151,7 +211,7 @@ class OneCycle:
 
 
 @dataclass(frozen=True)
-class SwaCyclic(_Rate):
+class SwaCyclic(RateOnly):
     """The cyclic rate of SWA: within each cycle of c units from lr1 down to lr2.
 
     From start span on, at the i-th unit (i from 1): lr = (1 - s) lr1 + s lr2,
@@ -162,8 +222,32 @@ class SwaCyclic(_Rate):
 
     lr1: float
     lr2: float
-    cycle: int
+    cycle: int = 5
     start: float = 0.75
+
+    @classmethod
+    def create(
+        cls, lr: float, lr1: float | None = None, lr2: float | None = None, **options: Any
+    ) -> Self:
+        """Return the schedule of an optimizer.
+
+        Args:
+            lr: the optimizer's learning rate, > 0.
+            lr1: the rate that a cycle falls from; by default `lr`.
+            lr2: the rate that it ends with; by default `lr1` / 100.
+            options: the other fields.
+
+        Raises:
+            ValueError: `lr2` is above `lr1`; the text begins with the option.
+        """
+        high = lr if lr1 is None else lr1
+        low = high / 100 if lr2 is None else lr2
+        if low > high:
+            raise ValueError(
+                f"lr2: must be <= lr1 = {high:g} (the optimizer's lr, where lr1 is not given), "
+                f"got {low:g}"
+            )
+        return cls(lr, high, low, **options)
 
     def lr(self, t: Values, span: int) -> Values:
         """Return the learning rates."""

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
+
+from fedopt.errors import unknown_name
+from fedopt.schedules.catalogue import PlateauOptions
+from fedopt.validation import validate
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Plateau:
         min_lr: the least learning rate, >= 0.
         eps: a reduction by no more than this does not happen, >= 0.
 
+    Raises:
+        ConfigError: an option is out of its range.
+
     Source: torch.optim.lr_scheduler.ReduceLROnPlateau, with the same options.
     """
 
@@ -65,6 +72,13 @@ class Plateau:
     cooldown: int = 0
     min_lr: float = 0.0
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise unknown_name("plateau.mode", self.mode, ("min", "max"))
+        options = asdict(self)
+        del options["mode"], options["metric"]  # any column may be watched
+        validate(PlateauOptions, options, "plateau")
 
     def begin(self, lr: float) -> PlateauState:
         """Return the state before the first check, at a learning rate."""
