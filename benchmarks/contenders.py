@@ -15,6 +15,7 @@ from benchmarks.two_processes import TwoProcesses
 from benchmarks.workloads import SEED, BareLoop, Workload
 from fedopt.analysis.progress import SilentProgress
 from fedopt.experiment import Experiment
+from fedopt.memory import keep_freed_memory
 from fedopt.recorder import Recorder
 from fedopt.registry import get
 from fedopt.server.evaluation import Evaluator
@@ -62,6 +63,7 @@ class Fedopt:
     """
 
     def __init__(self, name: str, experiment: Experiment) -> None:
+        keep_freed_memory()
         self.name = name
         self.experiment = experiment
         self.recorder = Recorder(experiment, None, SilentProgress(), False, False)

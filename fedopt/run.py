@@ -27,6 +27,7 @@ from fedopt.config import Choice, Config, from_run_config, load
 from fedopt.data import ListPopulation
 from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment, ModelFactory, load_loss, model_factory
+from fedopt.memory import keep_freed_memory
 from fedopt.models.layout import ParameterLayout
 from fedopt.recorder import Recorder, make_strategy
 from fedopt.registry import Options, get
@@ -147,6 +148,7 @@ def execute(
     """
     grid_class = get("engines", experiment.config.engine.name).load()
     grid_class.check(experiment)
+    keep_freed_memory()
     with (
         single_thread(),
         Recorder(experiment, directory, progress, keep_parameters, resume) as recorder,

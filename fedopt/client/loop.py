@@ -86,7 +86,8 @@ class LoopEngine:
         (plan,) = plans
         bound, recipe = self._bound, self._recipe
         bound.load(start)
-        bound.module.train()
+        if not bound.module.training:  # setting it walks through all layers
+            bound.module.train()
         seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
         inputs, targets = self._tensors(examples)
         full = None

@@ -121,10 +121,10 @@ def drift(
 
     That is mu x - correction, or None where the strategy adds neither term.
     """
+    if not terms.proximal and terms.correction is None:
+        return None
     pulls = [terms.proximal * view.unsqueeze(0) for view in layout.views(start.parameters)]
     if terms.correction is None:
-        if not terms.proximal:
-            return None
         return [pull.expand(clients, *pull.shape[1:]) for pull in pulls]
     rows = terms.correction.expand(clients, -1)
     correction = [view.contiguous() for view in layout.views(rows)]

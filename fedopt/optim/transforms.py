@@ -24,19 +24,28 @@ CLIP_EPS = 1e-6
 def client_norms(tensors: Tensors) -> Tensor:
     """Return the 2-norm of each client over all tensors, `[A]`.
 
-    Squares are summed in float64, so the norm of float32 tensors overflows only where it is itself
-    too large; it has the dtype of the tensors.
+    It has the dtype of the tensors, and overflows only where it is itself too large: squares that
+    do not fit into that dtype are summed again in float64, which takes several times as long.
 
     Args:
         tensors: `[A, *shape]` each, at least one.
     """
+    dtype = tensors[0].dtype
+    norms = _norms(tensors, dtype)
+    if dtype != torch.float64 and not bool(norms.isfinite().all()):
+        norms = _norms(tensors, torch.float64)
+    return norms.to(dtype)
+
+
+def _norms(tensors: Tensors, dtype: torch.dtype) -> Tensor:
+    """Return the norms, with sums within a tensor in a dtype and those of tensors in float64."""
+    device = tensors[0].device
     parts = [
-        torch.linalg.vector_norm(t.reshape(t.shape[0], -1), dim=1, dtype=torch.float64)
+        torch.linalg.vector_norm(t.reshape(t.shape[0], -1), dim=1, dtype=dtype).to(device)
         for t in tensors
     ]
-    device = parts[0].device
-    norms: Tensor = torch.linalg.vector_norm(torch.stack([p.to(device) for p in parts]), dim=0)
-    return norms.to(tensors[0].dtype)
+    norms: Tensor = torch.linalg.vector_norm(torch.stack(parts).double(), dim=0)
+    return norms
 
 
 def scale_(tensors: Tensors, factors: Tensor) -> None:

@@ -21,6 +21,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedopt.errors import ConfigError, FedoptError, RunError
 from fedopt.experiment import Experiment
+from fedopt.memory import keep_freed_memory
 from fedopt.simulation.grid import DirectGrid, identify_process
 from fedopt.simulation.shared_arrays import MappedSlots, Packed, SlotPool
 
@@ -54,6 +55,7 @@ class Worker:
         from fedopt.client.app import client_app
 
         torch.set_num_threads(1)
+        keep_freed_memory()
         sys.path.extend(p for p in path if p not in sys.path)
         identify_process()
         self._app: ClientApp = client_app(experiment)
