@@ -21,6 +21,7 @@ from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.records import from_record, integers
+from fedopt.scratch import Scratch
 from fedopt.server.evaluation import Evaluator, encode_outputs
 
 
@@ -37,6 +38,7 @@ class Node:
         self._trainer: Trainer | None = None
         self._evaluator: Evaluator | None = None
         self._test: Examples | None = None
+        self._scratch = Scratch()
 
     def train(self, message: Message) -> Message:
         """Train the blocks that a message names."""
@@ -44,14 +46,16 @@ class Node:
         trainer = self._prepare(request.experiment)[1]
         layout = trainer.engine.layout
         device = torch.device(self._config.engine.device)
-        state = layout.state(request.arrays)
+        state = layout.state(request.arrays, self._scratch.take(layout.size, layout.dtype))
         start = ModelState(state.parameters.to(device), state.buffers)
         broadcast = {name: vector.to(device) for name, vector in request.broadcast.items()}
         rows = None
         if request.state_path is not None:
             fields = trainer.algorithm.state_fields
             rows = RowFile(request.state_path, fields, layout.size, layout.dtype)
-        outcome = trainer.train(request.round, request.blocks, start, broadcast, rows)
+        outcome = trainer.train(
+            request.round, request.blocks, start, broadcast, rows, request.blocks_of_round
+        )
         return Message(encode_outcome(outcome), reply_to=message)
 
     def evaluate(self, message: Message) -> Message:
