@@ -53,6 +53,28 @@ def test_the_longest_go_first() -> None:
     assert max(loads(deal(one_each([1, 1, 1, 1, 4]), [1, 2])).values()) == 4
 
 
+@given(work, st.lists(st.floats(0.5, 2), min_size=1, max_size=8))
+def test_runs_are_dealt_unless_single_blocks_are_quicker(
+    steps: list[int], paces: list[float]
+) -> None:
+    pace = dict(enumerate(paces))
+    dealt = deal(one_each(steps), list(pace), pace)
+    ids = [b.id for node in sorted(dealt) for b in dealt[node]]
+    load = {n: pace[n] * sum(sum(b.steps) for b in mine) for n, mine in dealt.items()}
+    ideal = sum(steps) / sum(1 / p for p in paces)
+    assert max(load.values()) <= ideal + max(steps) * max(paces) + 1e-9
+    if ids != list(range(len(steps))):  # single blocks: dealt longest first, in some node's favour
+        assert len(steps) > len(dealt)
+
+
+@pytest.mark.parametrize(("blocks", "nodes"), [(10, 2), (4, 2), (32, 4), (7, 2)])
+def test_equal_blocks_are_dealt_in_runs(blocks: int, nodes: int) -> None:
+    dealt = deal(one_each([6] * blocks), list(range(nodes)))
+    assert [b.id for node in range(nodes) for b in dealt[node]] == list(range(blocks))
+    # Paces that differ by less than a block change nothing.
+    assert deal(one_each([6] * blocks), list(range(nodes)), {0: 1.02, 1: 0.99}) == dealt
+
+
 def test_slow_nodes_get_less() -> None:
     dealt = loads(deal(one_each([1] * 40), [1, 2], {1: 3.0, 2: 1.0}))
     assert dealt == {1: 10, 2: 30}
