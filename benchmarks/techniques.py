@@ -83,7 +83,7 @@ class Cohort:
 
     def round(self) -> None:
         """Train the cohort once."""
-        outcome = self._trainer.train(1, [self._block], self._start, {}, None)
+        outcome = self._trainer.train(1, [self._block], self._start, {}, None, 1)
         if outcome.failures:
             raise RuntimeError(outcome.failures[0].reason)
 

@@ -22,6 +22,7 @@ from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.records import from_record, integers
+from fedopt.scratch import Scratch
 from fedopt.seeds import seed_torch, torch_seed
 from fedopt.server.evaluation import Evaluator, encode_outputs
 from fedopt.server.model_average import encode_statistics
@@ -40,6 +41,7 @@ class Node:
         self._trainer: Trainer | None = None
         self._evaluator: Evaluator | None = None
         self._test: Examples | None = None
+        self._scratch = Scratch()
 
     def train(self, message: Message) -> Message:
         """Train the blocks that a message names."""
@@ -47,7 +49,7 @@ class Node:
         trainer = self._prepare(request.experiment)[1]
         layout = trainer.engine.layout
         device = torch.device(self._config.engine.device)
-        state = layout.state(request.arrays)
+        state = layout.state(request.arrays, self._scratch.take(layout.size, layout.dtype))
         start = ModelState(state.parameters.to(device), state.buffers)
         broadcast = {name: vector.to(device) for name, vector in request.broadcast.items()}
         rows = None
@@ -56,7 +58,13 @@ class Node:
             scalars = state_scalars(trainer.algorithm)
             rows = RowFile(request.state_path, fields, layout.size, layout.dtype, scalars)
         outcome = trainer.train(
-            request.round, request.blocks, start, broadcast, rows, request.lr_scale
+            request.round,
+            request.blocks,
+            start,
+            broadcast,
+            rows,
+            request.blocks_of_round,
+            request.lr_scale,
         )
         return Message(encode_outcome(outcome), reply_to=message)
 

@@ -2,8 +2,8 @@
 
 One place knows the keys of the records; the rest of the code handles dataclasses. A train message
 holds `arrays` (the model, Flower's own convention), `broadcast` (other vectors, flat) and
-`config`; its reply holds `sums` (flat, float64, one set a block), `clients` (a column a report),
-`failures` and `metrics`.
+`config`; its reply holds `sums` (flat, float64, one set for each root of the sums' tree), `blocks`,
+`clients` (a column a report) and `failures`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedopt.client.state import RowFile
-from fedopt.client.trainer import Block, BlockSums, Failure, Reports, TrainingOutcome
+from fedopt.client.sums import BlockSums
+from fedopt.client.trainer import Block, Failure, Reports, TrainingOutcome
 from fedopt.errors import RunError
 from fedopt.records import from_record, integers, numbers, to_record
 
@@ -34,6 +35,7 @@ class TrainRequest:
         state_path: file of client state, or None where the strategy keeps none.
         lr_scale: factor of the clients' learning rates.
         experiment: the run's configuration as JSON, for nodes that were not given it.
+        blocks_of_round: all blocks of the round, on this node and on others.
     """
 
     round: int
@@ -43,6 +45,7 @@ class TrainRequest:
     state_path: str | None
     lr_scale: float
     experiment: str | None
+    blocks_of_round: int
 
 
 def encode_request(
@@ -53,11 +56,13 @@ def encode_request(
     state: RowFile | None,
     lr_scale: float,
     extra: ConfigRecord,
+    blocks_of_round: int,
 ) -> RecordDict:
     """Return the content of a train message."""
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
     config["lr-scale"] = lr_scale
+    config["blocks-of-round"] = blocks_of_round
     config["block-ids"] = [block.id for block in blocks]
     config["block-sizes"] = [len(block.clients) for block in blocks]
     config["clients"] = [c for block in blocks for c in block.clients]
@@ -92,6 +97,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         state_path=text(config, "state-path"),
         lr_scale=number(config, "lr-scale"),
         experiment=text(config, "experiment"),
+        blocks_of_round=integer(config, "blocks-of-round"),
     )
 
 
@@ -99,12 +105,13 @@ def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
     """Return the content of the reply to a train message."""
     vectors: dict[str, Tensor] = {}
     for sums in outcome.sums:
-        vectors |= {f"{sums.id}/{name}": total for name, total in sums.terms.items()}
+        vectors |= {f"{sums.first}/{name}": total for name, total in sums.terms.items()}
         if len(sums.buffers):
-            vectors[f"{sums.id}/buffers"] = sums.buffers
+            vectors[f"{sums.first}/buffers"] = sums.buffers
     blocks = ConfigRecord(
         {
-            "ids": [sums.id for sums in outcome.sums],
+            "firsts": [sums.first for sums in outcome.sums],
+            "stops": [sums.stop for sums in outcome.sums],
             "weights": [sums.weight for sums in outcome.sums],
             "counts": [sums.count for sums in outcome.sums],
             "seconds": [sums.seconds for sums in outcome.sums],
@@ -135,17 +142,23 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
     blocks = content["blocks"]
     assert isinstance(blocks, ConfigRecord)
     sums = []
-    weights, seconds = numbers(blocks, "weights"), numbers(blocks, "seconds")
-    columns = (integers(blocks, "ids"), weights, integers(blocks, "counts"), seconds)
-    for block_id, weight, count, took in zip(*columns, strict=True):
-        prefix = f"{block_id}/"
+    columns = zip(
+        integers(blocks, "firsts"),
+        integers(blocks, "stops"),
+        numbers(blocks, "weights"),
+        integers(blocks, "counts"),
+        numbers(blocks, "seconds"),
+        strict=True,
+    )
+    for first, stop, weight, count, took in columns:
+        prefix = f"{first}/"
         terms = {
             key.removeprefix(prefix): vector
             for key, vector in vectors.items()
             if key.startswith(prefix)
         }
         buffers = terms.pop("buffers", torch.zeros(0, dtype=torch.float64))
-        sums.append(BlockSums(block_id, terms, buffers, weight, count, took))
+        sums.append(BlockSums(first, stop, terms, buffers, weight, count, took))
     reports = Reports()
     for name, values in content.metric_records["clients"].items():
         assert isinstance(values, list)

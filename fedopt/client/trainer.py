@@ -2,7 +2,7 @@
 
 A block is a slice of the round's cohort that is trained and summed in one place. Its sums depend
 on nothing but (parameters, broadcast, client state, plans): not on the worker, nor on what the
-worker did before.
+worker did before. Sums of blocks are added along the round's tree, as far as the worker's reach.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from enum import IntEnum
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from fedopt.client.algorithm import (
     ClientUpdate,
@@ -29,8 +28,10 @@ from fedopt.client.algorithm import (
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
 from fedopt.client.state import RowFile
+from fedopt.client.sums import BlockSums, SumTree, add_weighted
 from fedopt.data.population import Examples, Population
 from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.scratch import Scratch
 
 
 class Engine(Protocol):
@@ -92,27 +93,6 @@ class Block:
 
 
 @dataclass
-class BlockSums:
-    """Sums over the clients of a block, in float64.
-
-    Args:
-        id: the block.
-        terms: sum of each term `[P]`, weighted where `is_weighted`.
-        buffers: weighted sum of the changes of the buffers, `[Q]`.
-        weight: sum of the weights.
-        count: clients that are in the sums.
-        seconds: what the block took, for dealing the next round's blocks; never in a result.
-    """
-
-    id: int
-    terms: dict[str, Tensor]
-    buffers: Tensor
-    weight: float = 0.0
-    count: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
 class Reports:
     """What happened to each client, in columns (see `fedopt.analysis.columns`)."""
 
@@ -161,7 +141,7 @@ class Failure:
 
 @dataclass
 class TrainingOutcome:
-    """What a worker returns for its blocks of a round."""
+    """What a worker returns for its blocks of a round; sums in the order of the blocks."""
 
     sums: list[BlockSums]
     reports: Reports = field(default_factory=Reports)
@@ -202,6 +182,7 @@ class Trainer:
         self._weight_by_examples = weight_by_examples
         self._drop_partial = drop_partial
         self._lr_scale = 1.0
+        self._scratch = Scratch()
 
     def train(
         self,
@@ -210,29 +191,35 @@ class Trainer:
         start: ModelState,
         broadcast: Vectors,
         rows: RowFile | None,
+        blocks_of_round: int,
         lr_scale: float = 1.0,
     ) -> TrainingOutcome:
         """Train the clients of some blocks.
 
         Args:
             round: communication round, from 1.
-            blocks: what to train.
+            blocks: what to train, in ascending order of their ids.
             start: the server's parameters and buffers, on the training device.
             broadcast: what else the server sent, `[P]` each.
             rows: file of client state, where the algorithm keeps any.
+            blocks_of_round: all blocks of the round, here and elsewhere.
             lr_scale: factor of all learning rates, > 0.
         """
         self._lr_scale = lr_scale
-        outcome = TrainingOutcome([])
+        tree = SumTree(blocks_of_round)
+        outcome = TrainingOutcome(tree.roots)
         for block in blocks:
             started = time.perf_counter()
             sums = self._empty_sums(block.id)
             for first in range(0, len(block.clients), self.engine.group_size):
                 group = slice(first, first + self.engine.group_size)
                 self._train_group(round, block, group, start, broadcast, rows, sums, outcome)
+            if not sums.count:
+                for total in sums.terms.values():
+                    total.zero_()
             sums.terms = {name: total.cpu() for name, total in sums.terms.items()}
             sums.seconds = time.perf_counter() - started
-            outcome.sums.append(sums)
+            tree.add(sums)
         return outcome
 
     def _plans(self, round: int, block: Block, group: slice) -> list[tuple[int, ClientPlan]]:
@@ -247,12 +234,14 @@ class Trainer:
 
     def _empty_sums(self, block_id: int) -> BlockSums:
         layout = self.engine.layout
-        # Sums are made where the updates are: on an accelerator only the sums travel.
-        zeros = {
-            name: torch.zeros(layout.size, dtype=torch.float64, device=self.engine.device)
+        # Sums are made where the updates are: on an accelerator only the sums travel. Their
+        # values are arbitrary until a client is in them.
+        terms = {
+            name: self._scratch.take(layout.size, device=self.engine.device)
             for name in self.algorithm.terms
         }
-        return BlockSums(block_id, zeros, torch.zeros(layout.buffer_size, dtype=torch.float64))
+        buffers = torch.zeros(layout.buffer_size, dtype=torch.float64)
+        return BlockSums(block_id, block_id + 1, terms, buffers)
 
     def _train_group(
         self,
@@ -313,6 +302,7 @@ class Trainer:
         norms = torch.linalg.vector_norm(result.delta, dim=-1).tolist()
         skipped = [0] * len(plans) if result.skipped is None else result.skipped.tolist()
         lr_sums = [math.nan] * len(plans) if result.lr_sum is None else result.lr_sum.tolist()
+        is_first = not sums.count
         good: list[int] = []
         good_weights: list[float] = []
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
@@ -334,28 +324,10 @@ class Trainer:
         weights = torch.tensor(good_weights, dtype=torch.float64)
         for name, total in sums.terms.items():
             term = update.terms[name] if everyone else update.terms[name][good]
-            add_weighted(total, weights if is_weighted(name) else torch.ones_like(weights), term)
+            factors = weights if is_weighted(name) else torch.ones_like(weights)
+            add_weighted(total, factors, term, self._scratch, is_first=is_first)
         if len(sums.buffers):
             sums.buffers += weights @ result.buffers[good]
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)
-
-
-LONG_ROW = 16_384
-"""Parameters from which on a row is added alone: a product would need a converted copy."""
-
-
-def add_weighted(total: Tensor, weights: Tensor, rows: Tensor) -> None:
-    """Add the weighted sum of some rows to a total, in double precision.
-
-    Args:
-        total: `[P]` in float64, changed in place.
-        weights: `[G]` in float64, on the CPU.
-        rows: `[G, P]` in any floating dtype, on the total's device.
-    """
-    if rows.shape[1] > LONG_ROW:
-        for weight, row in zip(weights.tolist(), rows, strict=True):
-            total.add_(row, alpha=weight)  # one pass, without a copy in double precision
-    else:
-        total += weights.to(total.device) @ rows.double()

@@ -124,10 +124,16 @@ class ParameterLayout:
         """Return the parameters as views into `flat` `[..., P]`, each `[..., *shape]`."""
         return [_shaped(piece, spec.shape) for spec, piece in self._pieces(flat)]
 
-    def named(self, state: ModelState) -> dict[str, Tensor]:
-        """Return contiguous copies of all arrays by name, in their own dtypes."""
+    def named(self, state: ModelState, *, copy: bool = True) -> dict[str, Tensor]:
+        """Return all arrays by name, contiguous and in their own dtypes.
+
+        Args:
+            state: the values.
+            copy: whether the arrays are copies; without, parameters share memory with `state`
+                where their order in memory allows it.
+        """
         out = {
-            spec.name: _shaped(piece, spec.shape).contiguous().clone()
+            spec.name: _contiguous(_shaped(piece, spec.shape), copy)
             for spec, piece in self._pieces(state.parameters)
         }
         start = 0
@@ -142,21 +148,33 @@ class ParameterLayout:
     def named_vector(self, flat: Tensor) -> dict[str, Tensor]:
         """Return copies of a parameter-shaped vector `[P]` (any floating dtype) by name."""
         return {
-            spec.name: _shaped(piece, spec.shape).contiguous().clone()
+            spec.name: _contiguous(_shaped(piece, spec.shape), copy=True)
             for spec, piece in self._pieces(flat)
         }
 
-    def state(self, arrays: Mapping[str, Tensor]) -> ModelState:
+    def state(self, arrays: Mapping[str, Tensor], into: Tensor | None = None) -> ModelState:
         """Return the flat state of named arrays.
+
+        Args:
+            arrays: the arrays.
+            into: memory for the parameters `[P]`; None takes new memory.
 
         Raises:
             ConfigError: an array is missing or has another shape.
         """
-        flat = torch.empty(self.size, dtype=self.dtype)
+        flat = torch.empty(self.size, dtype=self.dtype) if into is None else into
         for spec, view in zip(self.parameters, self.views(flat), strict=True):
             view.copy_(_checked(arrays, spec))
+        return ModelState(flat, self.buffer_vector(arrays))
+
+    def buffer_vector(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Return the buffers among named arrays, `[Q]` in float64.
+
+        Raises:
+            ConfigError: an array is missing or has another shape.
+        """
         buffers = [_checked(arrays, spec).reshape(-1).double() for spec in self.buffers]
-        return ModelState(flat, torch.cat(buffers) if buffers else torch.zeros(0).double())
+        return torch.cat(buffers) if buffers else torch.zeros(0, dtype=torch.float64)
 
     def _pieces(self, flat: Tensor) -> Iterable[tuple[ArraySpec, Tensor]]:
         start = 0
@@ -236,6 +254,12 @@ def _shaped(piece: Tensor, shape: tuple[int, ...]) -> Tensor:
         return piece.view((*lead, *shape))
     out, depth, height, width = shape
     return piece.view(*lead, out, height, width, depth).movedim(-1, -3)
+
+
+def _contiguous(array: Tensor, copy: bool) -> Tensor:
+    if copy:
+        return array.clone(memory_format=torch.contiguous_format)
+    return array.contiguous()
 
 
 def _checked(arrays: Mapping[str, Tensor], spec: ArraySpec) -> Tensor:

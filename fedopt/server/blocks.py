@@ -1,12 +1,15 @@
 """How a cohort is cut into blocks and the blocks are dealt to nodes.
 
 Blocks are a pure function of the cohort: a block gives the same bits wherever it runs, and block
-sums are added in the order of the blocks. Dealing is free to follow the load.
+sums are added along a tree that depends on their number alone (`fedopt.client.sums`). Dealing is
+free to follow the load.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from fedopt.client.trainer import Block
 
@@ -22,6 +25,10 @@ BLOCK_FLOPS = 4e8
 
 STEP_FLOPS = 2e6
 """What a local step costs whatever the model's size, in floating-point operations."""
+
+
+RUN_WORTH = 1.03
+"""How much longer a round may take, by prediction, for blocks to be dealt in runs."""
 
 
 def client_cost(parameters: int, examples: float, steps: float) -> float:
@@ -59,7 +66,9 @@ def cut(cohort: Sequence[int], steps: Sequence[int], size: int) -> list[Block]:
 def deal(
     blocks: Sequence[Block], nodes: Sequence[int], speed: Mapping[int, float] | None = None
 ) -> dict[int, list[Block]]:
-    """Deal blocks to nodes, the longest first to the node that would finish it first.
+    """Deal blocks to nodes: in runs, unless single blocks balance the load better.
+
+    A node adds up a run of blocks before it answers, so runs are less to send and to add.
 
     Args:
         blocks: the round's blocks.
@@ -68,20 +77,63 @@ def deal(
 
     Returns:
         Node id -> its blocks in ascending order; nodes without work are left out.
-
-    Source: Graham 1969 (longest processing time first).
     """
     known = speed or {}
     typical = sum(known.values()) / len(known) if known else 1.0
     pace = {node: known.get(node, typical) for node in nodes}
-    load = dict.fromkeys(nodes, 0.0)
-    dealt: dict[int, list[Block]] = {}
-    for block in sorted(blocks, key=lambda b: (-sum(b.steps), b.id)):
-        steps = sum(block.steps)
-        node = min(nodes, key=lambda n: (load[n] + steps * pace[n], n))
-        load[node] += steps * pace[node]
-        dealt.setdefault(node, []).append(block)
-    return {node: sorted(mine, key=lambda b: b.id) for node, mine in dealt.items()}
+    ordered = sorted(blocks, key=lambda b: b.id)
+    steps = [sum(block.steps) for block in ordered]
+    runs = _deal_runs(steps, pace)
+    singles = _deal_singles(steps, pace)
+    chosen = (
+        runs if _finish(runs, steps, pace) <= RUN_WORTH * _finish(singles, steps, pace) else singles
+    )
+    return {node: [ordered[i] for i in sorted(mine)] for node, mine in chosen.items() if mine}
+
+
+def _deal_runs(steps: Sequence[int], pace: Mapping[int, float]) -> dict[int, Sequence[int]]:
+    """Cut the blocks where the shares of nodes that finish together would end."""
+    nodes = sorted(pace)
+    ends = list(accumulate(steps))
+    rate = sum(1 / pace[node] for node in nodes)
+    dealt: dict[int, Sequence[int]] = {}
+    first, due = 0, 0.0
+    for position, node in enumerate(nodes):
+        due += ends[-1] / (pace[node] * rate)
+        if position == len(nodes) - 1:
+            stop = len(steps)
+        else:
+            stop = bisect_left(ends, due)  # the block in which the share ends
+            before = ends[stop - 1] if stop else 0
+            if stop < len(ends) and ends[stop] - due <= due - before:
+                stop += 1
+            # No node idles while there is work.
+            stop = min(max(stop, first + 1), len(steps) - (len(nodes) - 1 - position))
+            stop = max(stop, first)
+        dealt[node] = range(first, stop)
+        first = stop
+    return dealt
+
+
+def _deal_singles(steps: Sequence[int], pace: Mapping[int, float]) -> dict[int, Sequence[int]]:
+    """Deal the longest block first to the node that would finish it first.
+
+    Source: Graham 1969 (longest processing time first).
+    """
+    load = dict.fromkeys(sorted(pace), 0.0)
+    dealt: dict[int, list[int]] = {node: [] for node in load}
+    for i in sorted(range(len(steps)), key=lambda i: (-steps[i], i)):
+        node = min(load, key=lambda n: (load[n] + steps[i] * pace[n], n))
+        load[node] += steps[i] * pace[node]
+        dealt[node].append(i)
+    return dict(dealt)
+
+
+def _finish(
+    dealt: Mapping[int, Sequence[int]], steps: Sequence[int], pace: Mapping[int, float]
+) -> float:
+    """Return when the last node would finish, in seconds."""
+    return max(pace[node] * sum(steps[i] for i in mine) for node, mine in dealt.items())
 
 
 class Pace:

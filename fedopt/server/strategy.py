@@ -1,7 +1,7 @@
 """The base of all strategies: a round, from sampling to the new model, as a Flower `Strategy`.
 
 What is the same for every algorithm lives here: who trains, in which blocks and on which nodes;
-client state that counts only once the round is accepted; sums in a fixed order at double
+client state that counts only once the round is accepted; sums along a fixed tree at double
 precision; failures. An algorithm adds what it sends (`broadcast`), how the sums become the new
 parameters (`server_step`), and its client's side (`local`).
 """
@@ -32,12 +32,14 @@ from fedopt.client.messages import (
 from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import happening_steps
 from fedopt.client.recipe import Recipe
-from fedopt.client.trainer import Block, BlockSums, Reports, Status
+from fedopt.client.sums import BlockSums, SumTree
+from fedopt.client.trainer import Block, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
 from fedopt.schedules.plateau import PlateauState
+from fedopt.scratch import Scratch
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
@@ -102,6 +104,7 @@ class FederatedStrategy(Strategy):
         self.lr_factors: Mapping[int, float] = {}  # of single rounds, as a range test sets them
         plateau = federation.plateau
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
+        self._scratch = Scratch()
 
     # What an algorithm defines -----------------------------------------------------------------
 
@@ -124,8 +127,9 @@ class FederatedStrategy(Strategy):
 
     def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
         """Return the new parameters `[P]`, all in float64; here x + server_lr * mean(delta)."""
-        server_lr: float = self.options.server_lr
-        return parameters + server_lr * sums.mean()
+        share: float = self.options.server_lr / sums.weight
+        new = self._scratch.take(len(parameters), parameters.dtype)
+        return torch.add(parameters, sums.terms["delta"], alpha=share, out=new)
 
     def begin(self, layout: ParameterLayout) -> None:
         """Make the server's own state, once the model is known."""
@@ -167,7 +171,16 @@ class FederatedStrategy(Strategy):
             raise RunError("no node is connected")
         return [
             Message(
-                encode_request(server_round, blocks, arrays, broadcast, state, lr_scale, config),
+                encode_request(
+                    server_round,
+                    blocks,
+                    arrays,
+                    broadcast,
+                    state,
+                    lr_scale,
+                    config,
+                    len(self._blocks),
+                ),
                 dst_node_id=node,
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
@@ -178,7 +191,7 @@ class FederatedStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Add the blocks' sums in order, make the new model, and accept the clients' state.
+        """Add the blocks' sums, make the new model, and accept the clients' state.
 
         Raises:
             ClientError: a client failed, unless failures are skipped.
@@ -188,11 +201,13 @@ class FederatedStrategy(Strategy):
         layout, old = self.layout, self._state
         assert old is not None
         total = replace(self._sum(server_round, sums), lr_sum=mean_lr_sum(reports))
-        parameters = self.server_step(old.parameters.double(), total)
-        if not torch.isfinite(parameters).all():
+        before = self._scratch.take(layout.size).copy_(old.parameters)
+        parameters = self._scratch.take(layout.size, layout.dtype)
+        parameters.copy_(self.server_step(before, total))
+        if not _is_finite(parameters):
             raise RunError(f"the model is not finite after round {server_round}")
         buffers = old.buffers + total.buffers / total.weight if len(old.buffers) else old.buffers
-        named = layout.named(ModelState(parameters.to(layout.dtype), buffers))
+        named = layout.named(ModelState(parameters, buffers), copy=False)
         if self.store:
             accepted = zip(reports.client, reports.status, strict=True)
             self.store.commit(c for c, s in accepted if s in (Status.TRAINED, Status.PARTIAL))
@@ -201,7 +216,8 @@ class FederatedStrategy(Strategy):
         self.record = self._recorded(server_round, reports)
         self._observe({"train_loss": self.record.train_loss})
         # Buffers go through their own dtype, so that a resumed run goes on from the same bits.
-        self._state, self._arrays = layout.state(named), to_record(named)
+        self._state = ModelState(parameters, layout.buffer_vector(named))
+        self._arrays = to_record(named)
         return self._arrays, MetricRecord({"train_loss": self.record.train_loss})
 
     def configure_evaluate(
@@ -372,17 +388,18 @@ class FederatedStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[list[BlockSums], Reports]:
         """Decode the replies: sums in the order of the blocks, reports in that of the clients."""
-        sums: dict[int, BlockSums] = {}
+        sums: list[BlockSums] = []
         rows: list[tuple[Any, ...]] = []
         failures = []
         for reply in replies:
             outcome = decode_outcome(content_of(reply))
-            seconds = sum(block.seconds for block in outcome.sums)
+            seconds = sum(part.seconds for part in outcome.sums)
             self._pace.observe(reply.metadata.src_node_id, seconds, sum(outcome.reports.steps))
-            sums |= {block.id: block for block in outcome.sums}
+            sums.extend(outcome.sums)
             rows.extend(zip(*vars(outcome.reports).values(), strict=True))
             failures.extend(outcome.failures)
-        missing = [block.id for block in self._blocks if block.id not in sums]
+        there = {number for part in sums for number in range(part.first, part.stop)}
+        missing = [block.id for block in self._blocks if block.id not in there]
         if missing:
             raise RunError(f"round {server_round}: no reply for blocks {missing}")
         if failures:
@@ -398,25 +415,20 @@ class FederatedStrategy(Strategy):
                 )
         rows.sort()
         columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
-        return [sums[block.id] for block in self._blocks], Reports(*(list(c) for c in columns))
+        return sorted(sums, key=lambda part: part.first), Reports(*(list(c) for c in columns))
 
-    def _sum(self, server_round: int, blocks: Sequence[BlockSums]) -> RoundSums:
-        """Add the blocks in their order."""
-        count = sum(block.count for block in blocks)
-        if not count:
+    def _sum(self, server_round: int, sums: Sequence[BlockSums]) -> RoundSums:
+        """Add the sums of the blocks, given in their order, along the round's tree."""
+        tree = SumTree(len(self._blocks), self._scratch)
+        for part in sums:
+            tree.add(part)
+        (total,) = tree.roots
+        if not total.count:
             raise RunError(
                 f"round {server_round}: no client's update is left "
                 "(all failed, or were dropped for doing part of their work)"
             )
-        terms = {name: torch.zeros_like(blocks[0].terms[name]) for name in self.algorithm.terms}
-        buffers = torch.zeros(self.layout.buffer_size, dtype=torch.float64)
-        for block in blocks:
-            for name, total in terms.items():
-                total += block.terms[name]
-            if len(buffers):
-                buffers += block.buffers
-        weight = math.fsum(block.weight for block in blocks)
-        return RoundSums(terms, buffers, weight, count)
+        return RoundSums(dict(total.terms), total.buffers, total.weight, total.count)
 
     def _recorded(self, server_round: int, reports: Reports) -> RoundRecord:
         """Count losses and bytes: each sampled client downloads, each that trained uploads."""
@@ -447,3 +459,8 @@ def mean_lr_sum(reports: Reports) -> float:
     ]
     total = math.fsum(weight for weight, _ in weighted)
     return math.fsum(w * lr_sum for w, lr_sum in weighted) / total if total else math.nan
+
+
+def _is_finite(vector: Tensor) -> bool:
+    """Return whether all values are finite: the sum tells fast, unless it overflows itself."""
+    return math.isfinite(vector.sum()) or bool(torch.isfinite(vector).all())

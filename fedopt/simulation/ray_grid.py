@@ -1,10 +1,10 @@
 """The `ray` grid: clients train in single-threaded Ray actors, one a core.
 
 Data lie once in Ray's shared memory; a round's arrays are laid down once, however many workers
-read them, in slots of shared memory on one machine and in Ray's object store on several; nothing
-sleeps or polls. A worker that dies is replaced and its message is sent again:
-blocks give the same bits anywhere and client state is written to the same rows, so nothing of it
-shows in the results.
+read them. On one machine Ray starts and watches the workers, messages travel through sockets and
+arrays through slots of shared memory; on several Ray carries both. A worker that dies is replaced
+and its message is sent again: blocks give the same bits anywhere and client state is written to the
+same rows, so nothing of it shows in the results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -23,6 +24,7 @@ from fedopt.errors import ConfigError, FedoptError, RunError
 from fedopt.experiment import Experiment
 from fedopt.memory import keep_freed_memory
 from fedopt.simulation.grid import DirectGrid, identify_process
+from fedopt.simulation.lines import AnswerError, Line, Switchboard, serve
 from fedopt.simulation.shared_arrays import MappedSlots, Packed, SlotPool
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ class Worker:
             message.content[name] = record
         return self._app(message, self._context)
 
+    def serve(self, address: str, line: int) -> None:
+        """Answer the messages that come through a line from the driver, until it is cut."""
+        serve(address, line, self.handle_here)
+
     def handle_here(
         self, message: Message, packed: Packed | None, reply_slot: str
     ) -> tuple[Message, Packed | None]:
@@ -101,6 +107,7 @@ class RayGrid(DirectGrid):
     def __init__(self, experiment: Experiment) -> None:
         engine = experiment.config.engine
         self._slots: SlotPool | None = None
+        self._lines: Switchboard | None = None
         self._owns_ray = start_ray(experiment)
         import ray
 
@@ -116,9 +123,13 @@ class RayGrid(DirectGrid):
                 raise ConfigError("Ray sees no GPU", key="engine.device")
         self._options = {"num_cpus": 1, "num_gpus": min(gpus, 1.0)}
         alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
-        self._slots = SlotPool() if alone else None
+        if alone:
+            self._slots = SlotPool()
+            self._lines = Switchboard(self._slots.folder / "driver")
         self._experiment = ray.put(experiment)
-        self._workers = {node: self._spawn(node) for node in self.get_node_ids()}
+        self._workers: dict[int, _Worker] = {}
+        for node in self.get_node_ids():
+            self._worker(node)
 
     @classmethod
     def check(cls, experiment: Experiment) -> None:
@@ -146,45 +157,72 @@ class RayGrid(DirectGrid):
             RunError: the ClientApp failed otherwise, or workers die again and again.
         """
         ray = self._ray
-        carrier: _Carrier = _Slots(self._slots) if self._slots else _ObjectStore(ray)
+        carrier: _Carrier = _ObjectStore(ray)
+        if self._slots is not None and self._lines is not None:
+            carrier = _Slots(ray, self._slots, self._lines)
         carrier.load(messages)
-        pending = {self._submit(m, carrier): (m, 0) for m in messages}
+        # One message a node at a time: neither side then waits for the other to read.
+        queues: dict[int, deque[Message]] = {}
+        for message in messages:
+            queues.setdefault(message.metadata.dst_node_id, deque()).append(message)
+        pending: dict[Any, tuple[int, int]] = {}
+
+        def send(node: int, deaths: int = 0) -> None:
+            pending[carrier.send(self._worker(node), queues[node][0])] = (node, deaths)
+
         replies = []
-        while pending:
-            (ready, *_), _ = ray.wait(list(pending), num_returns=1)
-            message, deaths = pending.pop(ready)
-            try:
-                replies.append(carrier.unload(message, ray.get(ready)))
-            except ray.exceptions.RayActorError as error:
-                if error.actor_init_failed:
-                    raise RunError(f"a worker cannot start:\n{error}") from error
-                if deaths + 1 >= MAX_DEATHS:
-                    raise RunError(
-                        f"workers died {MAX_DEATHS} times on the same blocks: {error}"
-                    ) from error
-                node = message.metadata.dst_node_id
-                log.warning("worker %d died; it is replaced and its blocks are run again", node)
-                self._workers[node] = self._spawn(node)
-                pending[self._submit(message, carrier)] = (message, deaths + 1)
-            except ray.exceptions.RayTaskError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, FedoptError):
-                    raise cause from None
-                raise RunError(f"a worker failed:\n{error}") from error
+        try:
+            for node in queues:
+                send(node)
+            while pending:
+                ticket = carrier.wait(list(pending))
+                node, deaths = pending[ticket]
+                try:
+                    replies.append(carrier.receive(queues[node][0], ticket))
+                    del pending[ticket]
+                except ray.exceptions.RayActorError as error:
+                    if error.actor_init_failed:
+                        raise RunError(f"a worker cannot start:\n{error}") from error
+                    if deaths + 1 >= MAX_DEATHS:
+                        raise RunError(
+                            f"workers died {MAX_DEATHS} times on the same blocks: {error}"
+                        ) from error
+                    log.warning("worker %d died; it is replaced and its blocks are run again", node)
+                    del pending[ticket]
+                    self._give_up(node)
+                    send(node, deaths + 1)
+                    continue
+                except (ray.exceptions.RayTaskError, AnswerError) as error:
+                    cause = getattr(error, "cause", None)
+                    if isinstance(cause, FedoptError):
+                        raise cause from None
+                    raise RunError(f"a worker failed:\n{error}") from error
+                queues[node].popleft()
+                if queues[node]:
+                    send(node)
+        except BaseException:
+            for node, _ in pending.values():  # what they answer must not be taken for another reply
+                self._give_up(node)
+            raise
         carrier.close()
         return replies
 
     def worker_pids(self) -> list[int]:
         """Return the process ids of the workers, in the order of the nodes."""
-        calls = [w.__ray_call__.remote(_pid) for w in self._workers.values()]
-        pids: list[int] = self._ray.get(calls)
+        workers = [self._worker(node) for node in self.get_node_ids()]
+        if self._lines is not None:
+            return [self._lines.connect(w.line, w.has_ended).pid for w in workers if w.line]
+        pids: list[int] = self._ray.get([w.actor.__ray_call__.remote(_pid) for w in workers])
         return pids
 
     def close(self) -> None:
         """Stop the workers, and Ray where this grid started it."""
         for worker in getattr(self, "_workers", {}).values():
-            self._ray.kill(worker)
+            self._ray.kill(worker.actor)
         self._workers = {}
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
         if self._slots is not None:
             self._slots.close()
             self._slots = None
@@ -192,12 +230,52 @@ class RayGrid(DirectGrid):
             self._ray.shutdown()
             self._owns_ray = False
 
-    def _spawn(self, node: int) -> Any:
-        actor = self._ray.remote(Worker).options(**self._options)
-        return actor.remote(self._experiment, node, sys.path)
+    def _give_up(self, node: int) -> None:
+        """Make sure that nothing comes from a worker any more."""
+        worker = self._workers.pop(node, None)
+        if worker is None:
+            return
+        self._ray.kill(worker.actor)
+        if self._lines is not None and worker.line is not None:
+            self._lines.drop(worker.line)
 
-    def _submit(self, message: Message, carrier: _Carrier) -> Any:
-        return carrier.send(self._workers[message.metadata.dst_node_id], message)
+    def _worker(self, node: int) -> _Worker:
+        """Return the worker that is a node, started where there is none."""
+        if node not in self._workers:
+            actor = self._ray.remote(Worker).options(**self._options)
+            handle = actor.remote(self._experiment, node, sys.path)
+            self._workers[node] = _Worker(self._ray, handle, self._lines)
+        return self._workers[node]
+
+
+class _Worker:
+    """A worker as the driver sees it.
+
+    Args:
+        ray: the module.
+        actor: the handle of the Ray actor.
+        lines: where it is to call, on the driver's machine.
+
+    Attributes:
+        line: its line, on the driver's machine.
+    """
+
+    def __init__(self, ray: Any, actor: Any, lines: Switchboard | None) -> None:
+        self._ray = ray
+        self.actor = actor
+        self.line: Line | None = None
+        if lines is not None:
+            self.line = lines.expect()
+            self._call = actor.serve.remote(lines.address, self.line.number)
+
+    def has_ended(self) -> bool:
+        """Return whether the worker answers no more."""
+        return bool(self._ray.wait([self._call], timeout=0)[0])
+
+    def raise_its_end(self) -> None:
+        """Raise what ended the worker, once Ray knows it."""
+        self._ray.get(self._call)
+        raise RunError("a worker has hung up")
 
 
 class _Carrier(Protocol):
@@ -206,21 +284,26 @@ class _Carrier(Protocol):
     def load(self, messages: Sequence[Message]) -> None:
         """Lay down the large records of the messages, each once."""
 
-    def send(self, worker: Any, message: Message) -> Any:
-        """Send a message without its large records; return the reference to its reply."""
+    def send(self, worker: _Worker, message: Message) -> Any:
+        """Send a message without its large records; return a ticket for its reply."""
 
-    def unload(self, message: Message, reply: Any) -> Message:
-        """Return the whole reply to a message."""
+    def wait(self, tickets: Sequence[Any]) -> Any:
+        """Return a ticket whose reply is there, or will never be."""
+
+    def receive(self, message: Message, ticket: Any) -> Message:
+        """Return the whole reply to a message, or raise what came in its place."""
 
     def close(self) -> None:
         """End the exchange."""
 
 
 class _Slots:
-    """Through shared memory, where all workers are on the driver's machine."""
+    """Through sockets and shared memory, where all workers are on the driver's machine."""
 
-    def __init__(self, pool: SlotPool) -> None:
+    def __init__(self, ray: Any, pool: SlotPool, lines: Switchboard) -> None:
+        self._ray = ray
         self._pool = pool
+        self._lines = lines
         self._down: dict[tuple[int, ...], Packed] = {}
         self._up: dict[str, str] = {}
 
@@ -230,17 +313,28 @@ class _Slots:
             if large and _key(large) not in self._down:
                 self._down[_key(large)] = self._pool.memory.write(self._pool.lend(), large)
 
-    def send(self, worker: Any, message: Message) -> Any:
+    def send(self, worker: _Worker, message: Message) -> _Worker:
         large = large_records(message)
         packed = self._down[_key(large)] if large else None
         key = message.metadata.message_id
         if key not in self._up:  # a message that is sent again keeps its slot
             self._up[key] = self._pool.lend()
-        slot = self._up[key]
-        return worker.handle_here.remote(_without(message, large), packed, slot)
+        assert worker.line is not None
+        line = self._lines.connect(worker.line, worker.has_ended)
+        line.send((_without(message, large), packed, self._up[key]))
+        return worker
 
-    def unload(self, message: Message, reply: Any) -> Message:
-        whole, packed = reply
+    def wait(self, tickets: Sequence[_Worker]) -> _Worker:
+        lines: dict[Line, Callable[[], bool]] = {w.line: w.has_ended for w in tickets if w.line}
+        ready = self._lines.wait(lines)
+        return next(worker for worker in tickets if worker.line is ready)
+
+    def receive(self, message: Message, ticket: _Worker) -> Message:
+        assert ticket.line is not None
+        answer = ticket.line.receive()
+        if answer is None:
+            ticket.raise_its_end()
+        whole, packed = answer
         if packed is not None:
             for name, record in self._pool.memory.read(packed).items():
                 whole.content[name] = record
@@ -265,13 +359,17 @@ class _ObjectStore:
                 if id(record) not in self._shared:
                     self._shared[id(record)] = self._ray.put(record)
 
-    def send(self, worker: Any, message: Message) -> Any:
+    def send(self, worker: _Worker, message: Message) -> Any:
         large = large_records(message)
         references = [self._shared[id(record)] for record in large.values()]
-        return worker.handle.remote(_without(message, large), list(large), *references)
+        return worker.actor.handle.remote(_without(message, large), list(large), *references)
 
-    def unload(self, message: Message, reply: Any) -> Message:
-        found: Message = reply
+    def wait(self, tickets: Sequence[Any]) -> Any:
+        (ready, *_), _ = self._ray.wait(list(tickets), num_returns=1)
+        return ready
+
+    def receive(self, message: Message, ticket: Any) -> Message:
+        found: Message = self._ray.get(ticket)
         return found
 
     def close(self) -> None:

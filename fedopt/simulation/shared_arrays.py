@@ -127,13 +127,14 @@ class SlotPool:
     """The driver's slots, in a folder that tells whose it is; those of dead drivers are removed.
 
     Attributes:
+        folder: the folder; only this user may enter it.
         memory: the slots that the driver has mapped.
     """
 
     def __init__(self) -> None:
         parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         _remove_stale(Path(parent or tempfile.gettempdir()))
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent))
         self._paths: list[str] = []
         self._lent: set[str] = set()
         self.memory = MappedSlots()
@@ -144,7 +145,7 @@ class SlotPool:
             if path not in self._lent and not self.memory.is_in_use(path):
                 self._lent.add(path)
                 return path
-        path = str(self._folder / str(len(self._paths)))
+        path = str(self.folder / str(len(self._paths)))
         self._paths.append(path)
         self._lent.add(path)
         return path
@@ -155,7 +156,7 @@ class SlotPool:
 
     def close(self) -> None:
         """Remove the files; views that are alive stay valid."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 _PREFIX = "fedopt-slots-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from fedopt.client.plan import LocalWork
 from fedopt.client.rates import constant_rates
 from fedopt.client.recipe import Recipe
 from fedopt.client.state import RowFile
-from fedopt.client.trainer import Block, Status, Trainer, TrainingOutcome, add_weighted
+from fedopt.client.sums import LONG_ROW, add_weighted
+from fedopt.client.trainer import Block, Status, Trainer, TrainingOutcome
 from fedopt.data.memory import ListPopulation
 from fedopt.models.layout import ModelState, ParameterLayout, model_buffers
 from fedopt.optim.rules import Sgd
 from fedopt.records import to_record
+from fedopt.scratch import Scratch
 from fedopt.server.scaffold import ScaffoldLocal
 
 SIZES = (4, 9, 1, 6, 12, 7)
@@ -84,11 +87,12 @@ def start_of(worker: Trainer) -> ModelState:
 
 
 def run(worker: Trainer, clients: list[list[int]], **steps: int) -> TrainingOutcome:
+    # Every other block of a round: none is its neighbour's sibling, so each keeps its own sums.
     blocks = [
-        Block(i, members, [steps.get(f"c{c}", WORK.planned_steps(SIZES[c])) for c in members])
+        Block(2 * i, members, [steps.get(f"c{c}", WORK.planned_steps(SIZES[c])) for c in members])
         for i, members in enumerate(clients)
     ]
-    return worker.train(1, blocks, start_of(worker), {}, None)
+    return worker.train(1, blocks, start_of(worker), {}, None, 2 * len(blocks))
 
 
 def own_deltas(worker: Trainer) -> dict[int, Tensor]:
@@ -116,7 +120,7 @@ def test_blocks_do_not_change_each_other() -> None:
         members = blocks[number]
         steps = [WORK.planned_steps(SIZES[c]) for c in members]
         block = Block(number, members, steps)
-        (sums,) = worker.train(1, [block], start_of(worker), {}, None).sums
+        (sums,) = worker.train(1, [block], start_of(worker), {}, None, 3).sums
         assert torch.equal(sums.terms["delta"], together.sums[number].terms["delta"])
 
 
@@ -152,8 +156,8 @@ def test_buffers_are_summed_by_weight() -> None:
     layout = ParameterLayout.of(model)
     named = {n: p.detach() for n, p in model.named_parameters()} | model_buffers(model)
     start = layout.state(named)
-    blocks = [Block(0, [0, 1], [2, 4]), Block(1, [0], [2]), Block(2, [1], [4])]
-    both, first, second = worker.train(1, blocks, start, {}, None).sums
+    blocks = [Block(0, [0, 1], [2, 4]), Block(2, [0], [2]), Block(4, [1], [4])]
+    both, first, second = worker.train(1, blocks, start, {}, None, 6).sums
     assert torch.equal(first.buffers[-1:], torch.tensor([6 * 2.0]).double())
     assert torch.equal(second.buffers[-1:], torch.tensor([7 * 4.0]).double())
     # Float64 sums of two numbers.
@@ -207,7 +211,7 @@ def test_a_failing_client_writes_no_state(tmp_path: Path) -> None:
         0, clients, [WORK.planned_steps(SIZES[c]) for c in clients], [-1] * 4, [3, 2, 1, 0]
     )
     broadcast = {"control_variate": torch.zeros(layout.size)}
-    outcome = worker.train(1, [block], start_of(worker), broadcast, rows)
+    outcome = worker.train(1, [block], start_of(worker), broadcast, rows, 1)
     assert sorted(f.client for f in outcome.failures) == [2, 3]
     written = rows.read([3, 2, 1, 0])["control_variate"]
     assert written.any(dim=1).tolist() == [True, False, False, True]
@@ -218,14 +222,17 @@ def test_a_failing_client_writes_no_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_weighted_sums(count: int) -> None:
+@pytest.mark.parametrize("size", [7, LONG_ROW + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_weighted_sums(count: int, size: int, dtype: torch.dtype, is_first: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(count, 7, generator=generator)
+    rows = torch.randn(count, size, generator=generator).to(dtype)
     weights = torch.rand(count, generator=generator, dtype=torch.float64)
-    total = torch.ones(7, dtype=torch.float64)
-    add_weighted(total, weights, rows)
-    expected = 1 + (weights.unsqueeze(1) * rows.double()).sum(0)
-    torch.testing.assert_close(total, expected, rtol=1e-14, atol=1e-14)  # float64, five terms
+    total = torch.full((size,), math.nan if is_first else 1.0, dtype=torch.float64)
+    add_weighted(total, weights, rows, Scratch(), is_first=is_first)
+    expected = (weights.unsqueeze(1) * rows.double()).sum(0) + (0 if is_first else 1)
+    torch.testing.assert_close(total, expected, rtol=1e-14, atol=1e-14)  # float64, six terms
 
 
 # Rows and messages --------------------------------------------------------------------------------
@@ -251,17 +258,20 @@ def test_requests_survive_their_message() -> None:
     file = RowFile("/somewhere", ("a",), 4, torch.float32)
     extra = ConfigRecord({"experiment": "{}"})
     content = encode_request(
-        7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, 0.5, extra
+        7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, 0.5, extra, 5
     )
     request = decode_request(content)
     assert request.blocks == blocks
     assert (request.round, request.state_path, request.experiment) == (7, "/somewhere", "{}")
     assert request.lr_scale == 0.5
+    assert request.blocks_of_round == 5
     assert torch.equal(request.arrays["w"], arrays["w"])
     assert torch.equal(request.broadcast["c"], torch.zeros(4))
     assert dict(extra) == {"experiment": "{}"}, "the caller's record is not changed"
     bare = decode_request(
-        encode_request(1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, 1.0, extra)
+        encode_request(
+            1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, 1.0, extra, 1
+        )
     )
     assert (bare.broadcast, bare.state_path) == ({}, None)
 
@@ -272,7 +282,8 @@ def test_outcomes_survive_their_message() -> None:
         back = decode_outcome(encode_outcome(outcome))
         assert back.failures == outcome.failures
         for mine, yours in zip(back.sums, outcome.sums, strict=True):
-            assert (mine.id, mine.weight, mine.count) == (yours.id, yours.weight, yours.count)
+            assert (mine.first, mine.stop) == (yours.first, yours.stop)
+            assert (mine.weight, mine.count) == (yours.weight, yours.count)
             assert torch.equal(mine.terms["delta"], yours.terms["delta"])
             assert torch.equal(mine.buffers, yours.buffers)
         for name, column in vars(outcome.reports).items():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedopt.client.trainer import Block
-from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal, default_block_size
+from fedopt.server.blocks import MAX_BLOCKS, RUN_WORTH, Pace, cut, deal, default_block_size
 
 work = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
@@ -51,6 +51,32 @@ def test_the_longest_go_first() -> None:
     dealt = deal(one_each([2, 2, 2, 3, 3]), [1, 2])
     assert sorted(loads(dealt).values()) in ([5, 7], [6, 6])
     assert max(loads(deal(one_each([1, 1, 1, 1, 4]), [1, 2])).values()) == 4
+
+
+@given(work, st.lists(st.floats(0.5, 2), min_size=1, max_size=8))
+def test_dealing_follows_the_pace(steps: list[int], paces: list[float]) -> None:
+    pace = dict(enumerate(paces))
+    dealt = deal(one_each(steps), list(pace), pace)
+    finish = max(pace[n] * sum(sum(b.steps) for b in mine) for n, mine in dealt.items())
+    # The last block goes where it ends first: every other node is busy until then, but for it.
+    bound = sum(steps) / sum(1 / p for p in paces) + max(steps) * max(paces)
+    assert finish <= RUN_WORTH * bound
+
+
+@pytest.mark.parametrize(("blocks", "nodes"), [(10, 2), (4, 2), (32, 4)])
+def test_equal_blocks_are_dealt_in_runs(blocks: int, nodes: int) -> None:
+    dealt = deal(one_each([6] * blocks), list(range(nodes)))
+    assert [b.id for node in range(nodes) for b in dealt[node]] == list(range(blocks))
+    # Paces that differ by less than a block change nothing.
+    assert deal(one_each([6] * blocks), list(range(nodes)), {0: 1.02, 1: 0.99}) == dealt
+
+
+def test_single_blocks_are_dealt_where_runs_would_be_uneven() -> None:
+    dealt = deal(one_each([9, 1, 9, 1]), [1, 2])
+    assert sorted(loads(dealt).values()) == [10, 10]
+    uneven = deal(one_each([9, 9, 1, 1]), [1, 2])
+    assert sorted(loads(uneven).values()) == [10, 10]
+    assert [b.id for b in uneven[1]] != [0, 1]
 
 
 def test_slow_nodes_get_less() -> None:

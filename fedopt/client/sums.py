@@ -1,0 +1,141 @@
+"""Sums over clients, and the fixed binary tree in which the sums of a round's blocks are added.
+
+The tree depends on the number of blocks alone: a node halves its run of blocks, the left half
+being the longer one. Whoever holds the sums of two siblings may add them, and the bits of the
+total are the same whoever did. A node that trained a run of blocks so sends a few sums, of the
+largest subtrees in the run, instead of one a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedopt.scratch import Scratch
+
+LONG_ROW = 16_384
+"""Parameters from which on a row is added alone: a product would need a converted copy."""
+
+
+@dataclass
+class BlockSums:
+    """Sums over the clients of the blocks `first` to `stop - 1`, in float64.
+
+    Args:
+        first: the first block.
+        stop: the block after the last.
+        terms: sum of each term `[P]`, weighted where `is_weighted`.
+        buffers: weighted sum of the changes of the buffers, `[Q]`.
+        weight: sum of the weights.
+        count: clients that are in the sums.
+        seconds: what the blocks took, for dealing the next round's blocks; never in a result.
+    """
+
+    first: int
+    stop: int
+    terms: Mapping[str, Tensor]
+    buffers: Tensor
+    weight: float = 0.0
+    count: int = 0
+    seconds: float = 0.0
+
+
+class SumTree:
+    """Adds sums along the tree of a round, as far as those that it is given reach.
+
+    Args:
+        blocks: the blocks of the round.
+        scratch: memory for the sums of siblings; None adds to the left one in place.
+
+    Attributes:
+        roots: what is left, in the order of the blocks: one where all blocks were given.
+    """
+
+    def __init__(self, blocks: int, scratch: Scratch | None = None) -> None:
+        self._blocks = blocks
+        self._scratch = scratch
+        self.roots: list[BlockSums] = []
+
+    def add(self, sums: BlockSums) -> None:
+        """Take in sums that come after all those taken in before."""
+        roots = self.roots
+        roots.append(sums)
+        while len(roots) > 1 and are_siblings(roots[-2], roots[-1], self._blocks):
+            right = roots.pop()
+            roots[-1] = self._sum(roots[-1], right)
+
+    def _sum(self, left: BlockSums, right: BlockSums) -> BlockSums:
+        terms = {
+            name: torch.add(term, right.terms[name], out=self._out(term))
+            for name, term in left.terms.items()
+        }
+        return BlockSums(
+            left.first,
+            right.stop,
+            terms,
+            left.buffers + right.buffers,
+            left.weight + right.weight,
+            left.count + right.count,
+            left.seconds + right.seconds,
+        )
+
+    def _out(self, left: Tensor) -> Tensor:
+        if self._scratch is None:
+            return left
+        return self._scratch.take(len(left), left.dtype, left.device)
+
+
+def middle(first: int, stop: int) -> int:
+    """Return where the tree cuts a run of at least two blocks."""
+    return (first + stop + 1) // 2
+
+
+def are_siblings(left: BlockSums, right: BlockSums, blocks: int) -> bool:
+    """Return whether two sums are those of a node's halves, in the tree over some blocks."""
+    first, stop = 0, blocks
+    while stop - first > 1:
+        cut = middle(first, stop)
+        if left.first == first and left.stop == cut:
+            return right.first == cut and right.stop == stop
+        if right.stop <= cut:
+            stop = cut
+        elif left.first >= cut:
+            first = cut
+        else:
+            return False
+    return False
+
+
+def add_weighted(
+    total: Tensor, weights: Tensor, rows: Tensor, scratch: Scratch, *, is_first: bool = False
+) -> None:
+    """Add the weighted sum of some rows to a total, in double precision.
+
+    Args:
+        total: `[P]` in float64, changed in place.
+        weights: `[G]` in float64, on the CPU.
+        rows: `[G, P]` in any floating dtype, on the total's device.
+        scratch: memory for a row in double precision.
+        is_first: whether the total holds nothing yet: its values are overwritten.
+    """
+    if rows.shape[1] <= LONG_ROW:
+        if is_first:
+            total.zero_()
+        total += weights.to(total.device) @ rows.double()
+        return
+    wide = None
+    for weight, row in zip(weights.tolist(), rows, strict=True):
+        if is_first:
+            total.copy_(row)
+            if weight != 1.0:
+                total.mul_(weight)
+            is_first = False
+            continue
+        if row.dtype != total.dtype:  # torch would make a new converted copy each time
+            if wide is None:
+                wide = scratch.take(len(total), total.dtype, total.device)
+            row = wide.copy_(row)
+        total.add_(row, alpha=weight)
