@@ -148,6 +148,10 @@ class TrainingOutcome:
     failures: list[Failure] = field(default_factory=list)
 
 
+Placed = tuple[int, ClientPlan]
+"""A client's position in its block, and its plan."""
+
+
 class Trainer:
     """Trains blocks of clients.
 
@@ -211,8 +215,9 @@ class Trainer:
         for block in blocks:
             started = time.perf_counter()
             sums = self._empty_sums(block.id)
-            for first in range(0, len(block.clients), self.engine.group_size):
-                group = slice(first, first + self.engine.group_size)
+            everyone = self._plans(round, block)
+            for first in range(0, len(everyone), self.engine.group_size):
+                group = everyone[first : first + self.engine.group_size]
                 self._train_group(round, block, group, start, broadcast, rows, sums, outcome)
             if not sums.count:
                 for total in sums.terms.values():
@@ -222,15 +227,21 @@ class Trainer:
             tree.add(sums)
         return outcome
 
-    def _plans(self, round: int, block: Block, group: slice) -> list[tuple[int, ClientPlan]]:
-        """Return the plans of a group, each with its position in the block."""
-        clients = block.clients[group]
-        examples = self.population.sizes[list(clients)].tolist()
-        steps = block.steps[group]
+    def _plans(self, round: int, block: Block) -> list[Placed]:
+        """Return the plans of a block's clients, those with the most steps first."""
+        examples = self.population.sizes[list(block.clients)].tolist()
         plans = plan_clients(
-            self._work, self._seed, round, clients, examples, self._rates, steps, self._lr_scale
+            self._work,
+            self._seed,
+            round,
+            block.clients,
+            examples,
+            self._rates,
+            block.steps,
+            self._lr_scale,
         )
-        return list(zip(range(*group.indices(len(block.clients))), plans, strict=True))
+        # Engines that stack clients rely on the order, and pad less. The sort is stable.
+        return sorted(enumerate(plans), key=lambda placed: -placed[1].steps)
 
     def _empty_sums(self, block_id: int) -> BlockSums:
         layout = self.engine.layout
@@ -247,7 +258,7 @@ class Trainer:
         self,
         round: int,
         block: Block,
-        group: slice,
+        group: Sequence[Placed],
         start: ModelState,
         broadcast: Vectors,
         rows: RowFile | None,
@@ -255,10 +266,7 @@ class Trainer:
         outcome: TrainingOutcome,
     ) -> None:
         plans, kept = [], []
-        # Longest first: engines that stack clients rely on it. The sort is stable.
-        everyone = self._plans(round, block, group)
-        everyone.sort(key=lambda placed: -placed[1].steps)
-        for position, plan in everyone:
+        for position, plan in group:
             if plan.is_partial and self._drop_partial:
                 outcome.reports.add(plan, Status.DROPPED)
             else:
@@ -274,9 +282,8 @@ class Trainer:
             update = self.algorithm.finish(result, broadcast, state)
         except Exception:
             if len(plans) > 1:  # one by one: who fails alone is to blame, the others are not
-                for position in sorted(kept):
-                    alone = slice(position, position + 1)
-                    self._train_group(round, block, alone, start, broadcast, rows, sums, outcome)
+                for placed in sorted(zip(kept, plans, strict=True), key=lambda placed: placed[0]):
+                    self._train_group(round, block, [placed], start, broadcast, rows, sums, outcome)
                 return
             # The stage is in the traceback; the run decides whether to stop or to go on.
             reason = traceback.format_exc()

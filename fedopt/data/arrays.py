@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedopt.data.dataset import Dataset
+from fedopt.data.label_noise import flip_labels
 from fedopt.data.mapped import pack, unpack
 from fedopt.data.partitioners import AnyArray, IntArray, Partition
 from fedopt.data.protocol import Dtype, Examples, check_dtype, facts, held_out, need_classes
@@ -26,10 +27,12 @@ class ArrayPopulation:
             at least one training example is kept. Which ones is drawn per client.
         seed: seed of that draw.
         dtype: type of inputs (and of regression targets).
+        label_noise: probability that a training label is wrong, in [0, 1); see
+            `fedopt.data.label_noise`. Drawn per example of the dataset, whatever the partition.
 
     Raises:
         DataError: the partition names examples that the dataset does not have.
-        ConfigError: the fraction or the type is not allowed.
+        ConfigError: a share or the type is not allowed.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class ArrayPopulation:
         validation_fraction: float = 0.0,
         seed: int = 0,
         dtype: Dtype = "float32",
+        label_noise: float = 0.0,
     ) -> None:
         check_dtype(dtype)
         if not 0 <= validation_fraction < 1:
@@ -59,6 +63,9 @@ class ArrayPopulation:
         self._seed = seed
         self._dtype = np.dtype(dtype)
         self._takes_integers = False
+        self._noisy: IntArray | None = (
+            flip_labels(dataset.y, dataset.classes, label_noise, seed) if label_noise else None
+        )
         self._sizes = partition.sizes - held_out(partition.sizes, validation_fraction)
 
     @property
@@ -98,15 +105,16 @@ class ArrayPopulation:
 
     def train(self, client: int) -> Examples:
         """Return the training examples of a client, in the dataset's order."""
-        return self._gather(self._client_rows(client)[0])
+        return self._gather(self._client_rows(client)[0], self._training_labels)
 
     def train_many(self, clients: Sequence[int]) -> Examples:
         """Return the training examples of some clients, gathered in one pass."""
-        return self._gather(np.concatenate([self._client_rows(c)[0] for c in clients]))
+        rows = np.concatenate([self._client_rows(c)[0] for c in clients])
+        return self._gather(rows, self._training_labels)
 
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""
-        return self._gather(self._client_rows(client)[1])
+        return self._gather(self._client_rows(client)[1], self._dataset.y)
 
     def test(self) -> Examples | None:
         """Return the test set; None: there is none."""
@@ -121,7 +129,7 @@ class ArrayPopulation:
         )
 
     def label_counts(self, clients: IntArray) -> IntArray:
-        """Return the training examples of each class; [len(clients), classes].
+        """Return the training examples of each class, noise included; [len(clients), classes].
 
         Raises:
             DataError: the targets are not classes.
@@ -129,7 +137,7 @@ class ArrayPopulation:
         classes = need_classes(self)
         counts = np.zeros((len(clients), classes), dtype=np.int64)
         for row, client in enumerate(clients):
-            labels = self._dataset.y[self._client_rows(int(client))[0]]
+            labels = self._training_labels[self._client_rows(int(client))[0]]
             counts[row] = np.bincount(labels, minlength=classes)
         return counts
 
@@ -174,9 +182,14 @@ class ArrayPopulation:
         """Give inputs as int64 from now on, neither scaled nor shifted: a model looks them up."""
         self._takes_integers = True
 
-    def _gather(self, rows: IntArray) -> Examples:
+    @property
+    def _training_labels(self) -> AnyArray:
+        """The targets of all examples as clients train on them, [M, ...]."""
+        return self._dataset.y if self._noisy is None else self._noisy
+
+    def _gather(self, rows: IntArray, targets: AnyArray) -> Examples:
         return self._materialise(
-            np.take(self._dataset.x, rows, axis=0), np.take(self._dataset.y, rows, axis=0)
+            np.take(self._dataset.x, rows, axis=0), np.take(targets, rows, axis=0)
         )
 
     def _materialise(self, x: AnyArray, y: AnyArray) -> Examples:

@@ -24,6 +24,14 @@ class DatasetOptions(Options):
         description="Share of each client's examples held out for validation, in [0, 1), "
         "rounded down; at least one training example is kept.",
     )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability, in [0, 1), that a label which clients train on is replaced by one "
+        "that is uniform over the other classes; the partition and the validation and test labels "
+        "are those of the clean data. Classification only.",
+    )
 
 
 class EmbeddedOptions(DatasetOptions):

@@ -87,4 +87,11 @@ def build_population(
                 key="partition.name",
             )
     cut = deal(partition_name, cast(AnyArray, targets), partition_options, seed)
-    return ArrayPopulation(dataset, cut, data_options.validation_fraction, seed, dtype)
+    return ArrayPopulation(
+        dataset,
+        cut,
+        data_options.validation_fraction,
+        seed,
+        dtype,
+        data_options.label_noise,
+    )
