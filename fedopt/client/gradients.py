@@ -34,7 +34,7 @@ def gradients_of(
         parameters: what to differentiate by.
         penalty: mu >= 0; where it is not 0 the gradient is differentiated once more.
 
-    Source: Barrett & Dherin 2021, equation 4: the gradient is g + 2 mu H g.
+    Source: Barrett & Dherin 2021 (explicit regularisation): the gradient is g + 2 mu H g.
     """
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=bool(penalty))
     found = [

@@ -29,7 +29,7 @@ class Sharpness:
         corrected: whether e follows the gradient with the strategy's correction, rather than the
             client's own. The gradient of the step is corrected either way.
 
-    Source: Foret et al. 2021, equation 2; Kwon et al. 2021, equation 8.
+    Source: Foret et al. 2021, equation 2; Kwon et al. 2021, algorithm 1.
     """
 
     rho: float
@@ -77,7 +77,7 @@ class Recipe:
         optimizer_state: between rounds, `reset`, `keep` (each client's own) or `average`.
         cycles_momentum: whether the schedule changes the rule's momentum.
 
-    Source of the penalty: Barrett & Dherin 2021, equation 4; plain gradient descent at rate lr
+    Source of the penalty: Barrett & Dherin 2021 (explicit regularisation); plain gradient descent at rate lr
     has mu = lr / 4 implicitly.
     """
 

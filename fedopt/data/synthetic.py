@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedopt.data.catalogue import SyntheticOptions
+from fedopt.data.label_noise import flip_labels
 from fedopt.data.partitioners import AnyArray, IntArray
 from fedopt.data.protocol import Dtype, Examples, check_dtype, facts, held_out, need_classes
 from fedopt.errors import ConfigError
@@ -32,7 +33,7 @@ class SyntheticPopulation:
 
     Of a device's n examples the first int((1 - test_fraction) n) are its training part (the
     code shuffles before it cuts; here the examples are independent draws already), of which the
-    last `validation_fraction` is held out.
+    last `validation_fraction` is held out. `label_noise` is drawn per device.
 
     Args:
         options: parameters of the law.
@@ -96,7 +97,8 @@ class SyntheticPopulation:
 
     def train(self, client: int) -> Examples:
         """Return the training examples of a device."""
-        return self._part(client, 0, self._check(client))
+        size = self._check(client)
+        return self._part(client, 0, size)._replace(y=self._training_labels(client, size))
 
     def train_many(self, clients: Sequence[int]) -> Examples:
         """Return the training examples of some devices, one device's after another's."""
@@ -126,12 +128,12 @@ class SyntheticPopulation:
         )
 
     def label_counts(self, clients: IntArray) -> IntArray:
-        """Return the training examples of each class; [len(clients), classes]."""
+        """Return the training examples of each class, noise included; [len(clients), classes]."""
         classes = need_classes(self)
         counts = np.zeros((len(clients), classes), dtype=np.int64)
         for row, client in enumerate(clients):
             size = self._check(int(client))
-            labels = self._device(int(client))[1][:size]
+            labels = self._training_labels(int(client), size)
             counts[row] = np.bincount(labels, minlength=classes)
         return counts
 
@@ -159,6 +161,14 @@ class SyntheticPopulation:
         """Return how many examples are not for testing: int(0.9 n) by default, at least one."""
         share = (sizes * (1 - self._options.test_fraction)).astype(np.int64)
         return np.maximum(share, 1)
+
+    def _training_labels(self, client: int, size: int) -> IntArray:
+        """Return the first labels of a device as it trains on them, a fresh array [size]."""
+        labels: IntArray = self._device(client)[1]
+        share = self._options.label_noise
+        if share:
+            labels = flip_labels(labels, self.classes, share, self._seed, client)
+        return labels[:size].copy()
 
     def _part(self, client: int, start: int, stop: int) -> Examples:
         x, y = self._device(client)

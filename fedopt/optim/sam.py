@@ -69,7 +69,7 @@ class SAM(OptimizerWrapper):
         ValueError: `rho` or `eta` is out of range, the base is over other parameters, or it is
             given with options or groups' keys, or its `step` needs a closure.
 
-    Source: Foret et al. 2021, equation 2 and algorithm 1; Kwon et al. 2021, equation 8 (ASAM).
+    Source: Foret et al. 2021, equation 2 and algorithm 1; Kwon et al. 2021, algorithm 1.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class ASAM(SAM):
     Raises:
         ValueError: as `SAM`.
 
-    Source: Kwon et al. 2021, equation 8 and algorithm 1.
+    Source: Kwon et al. 2021, algorithm 1.
     """
 
     def __init__(

@@ -323,7 +323,7 @@ _schedule(
     SwaCyclicOptions,
     "cycles:SwaCyclic",
     "constant, then falling from lr1 to lr2 in each cycle: the rate to average under",
-    "Izmailov et al. 2018, equation 2; Caldarola et al. 2022, section 4.3",
+    "Izmailov et al. 2018 (cyclical rate); Caldarola et al. 2022 (FedAvg + SWA)",
 )
 _schedule(
     "plateau",

@@ -217,7 +217,7 @@ class SwaCyclic(RateOnly):
     From start span on, at the i-th unit (i from 1): lr = (1 - s) lr1 + s lr2,
     s = (mod(i - 1, c) + 1) / c; models are best averaged where s = 1. Before that the base rate.
 
-    Source: Izmailov et al. 2018, equation 2; Caldarola et al. 2022, section 4.3.
+    Source: Izmailov et al. 2018 (cyclical rate); Caldarola et al. 2022 (FedAvg + SWA).
     """
 
     lr1: float

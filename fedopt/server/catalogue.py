@@ -105,6 +105,6 @@ register(
         target="fedopt.server.mofedsam:MoFedSam",
         options=MoFedSamOptions,
         description="sharpness-aware local steps along the server's momentum; needs local.sam",
-        source="Qu et al. 2022, algorithm 2",
+        source="Qu et al. 2022 (MoFedSAM)",
     )
 )

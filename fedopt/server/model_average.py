@@ -6,7 +6,7 @@ are: each client sends the statistics of its own data.
 
 Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization",
 algorithm 1; Caldarola et al. 2022, "Improving Generalization in Federated Learning by Seeking
-Flat Minima", algorithm 1 (the average on the server).
+Flat Minima" (the average on the server).
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ m is the mean direction of the last round's local steps, 0 at first. K lr is the
 clients' weights, of the true sums of their learning rates, so that steps may be unequal, skipped
 or scheduled. Without the perturbation it is FedCM.
 
-Source: Qu et al. 2022, "Generalized Federated Learning via Sharpness Aware Minimization",
-algorithm 2; Xu et al. 2021, "FedCM: Federated Learning with Client-level Momentum".
+Source: Qu et al. 2022, "Generalized Federated Learning via Sharpness Aware Minimization"
+(MoFedSAM); Xu et al. 2021, "FedCM: Federated Learning with Client-level Momentum".
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class MoFedSamLocal:
 class MoFedSam(FederatedStrategy):
     """Federated averaging of sharpness-aware steps with the server's momentum.
 
-    Source: Qu et al. 2022, algorithm 2.
+    Source: Qu et al. 2022 (MoFedSAM).
     """
 
     options_type = MoFedSamOptions
