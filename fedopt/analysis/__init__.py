@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fedopt.analysis.metrics import maximum_calibration_error as maximum_calibration_error
     from fedopt.analysis.metrics import reliability as reliability
     from fedopt.analysis.metrics import temperature_scale as temperature_scale
+    from fedopt.analysis.paired import PairedInterval as PairedInterval
+    from fedopt.analysis.paired import paired_interval as paired_interval
     from fedopt.analysis.plots import convergence_figure as convergence_figure
     from fedopt.analysis.plots import save_figure as save_figure
     from fedopt.analysis.progress import Progress as Progress
@@ -57,6 +59,8 @@ _HOME = {
     "maximum_calibration_error": "metrics",
     "reliability": "metrics",
     "temperature_scale": "metrics",
+    "PairedInterval": "paired",
+    "paired_interval": "paired",
     "convergence_figure": "plots",
     "save_figure": "plots",
     "Progress": "progress",
@@ -78,6 +82,7 @@ __all__ = [
     "Calibration",
     "ClientDistribution",
     "Column",
+    "PairedInterval",
     "Progress",
     "ReliabilityBins",
     "RunWriter",
@@ -92,6 +97,7 @@ __all__ = [
     "markdown_table",
     "maximum_calibration_error",
     "measure_calibration",
+    "paired_interval",
     "read_clients",
     "read_history",
     "read_summary",

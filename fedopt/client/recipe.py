@@ -77,8 +77,8 @@ class Recipe:
         optimizer_state: between rounds, `reset`, `keep` (each client's own) or `average`.
         cycles_momentum: whether the schedule changes the rule's momentum.
 
-    Source of the penalty: Barrett & Dherin 2021 (explicit regularisation); plain gradient descent at rate lr
-    has mu = lr / 4 implicitly.
+    Source of the penalty: Barrett & Dherin 2021 (explicit regularisation); plain gradient descent
+    at rate lr has mu = lr / 4 implicitly.
     """
 
     rule: Rule

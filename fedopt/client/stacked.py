@@ -261,7 +261,7 @@ class StackedEngine:
         """Return the steps of the group, resolved to rows of its examples."""
         first = plans[0]
         alike = all(p.offsets is first.offsets for p in plans)
-        rates = table((plan.learning_rates for plan in plans), first.steps)
+        rates = table([plan.learning_rates for plan in plans], first.steps)
         if alike:
             return self._even_batches(plans, firsts, rates)
         steps = np.array([p.steps for p in plans])

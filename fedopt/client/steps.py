@@ -7,7 +7,7 @@ norms, skips, noise and averages are each client's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ class LocalSteps:
         self._plans = plans
         longest = plans[0].steps
         self._applied = np.zeros((len(plans), longest), dtype=bool)
-        self._rates = table((plan.learning_rates for plan in plans), longest)
+        self._rates = table([plan.learning_rates for plan in plans], longest)
         momenta = [plan.momenta for plan in plans if plan.momenta is not None]
         self._momenta = table(momenta, longest) if momenta else None
         self._updates = RuleUpdates(recipe.rule, parameters, layout, terms)
@@ -151,9 +151,12 @@ class LocalSteps:
         return self._updates.vectors(), torch.from_numpy(self._updates.steps.copy())
 
 
-def table(rows: Iterable[npt.NDArray[np.float64]], steps: int) -> npt.NDArray[np.float64]:
+def table(rows: Sequence[npt.NDArray[np.float64]], steps: int) -> npt.NDArray[np.float64]:
     """Return one number a client and step, `[G, S]`, 0 after a client's last step."""
-    return np.stack([np.pad(row, (0, steps - len(row))) for row in rows])
+    filled = np.zeros((len(rows), steps))
+    for place, row in zip(filled, rows, strict=True):
+        place[: len(row)] = row
+    return filled
 
 
 def ascend_(parameters: Sequence[Tensor], gradients: Gradients, sam: Sharpness) -> None:

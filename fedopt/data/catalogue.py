@@ -28,9 +28,9 @@ class DatasetOptions(Options):
         0.0,
         ge=0,
         lt=1,
-        description="Probability, in [0, 1), that a label which clients train on is replaced by one "
-        "that is uniform over the other classes; the partition and the validation and test labels "
-        "are those of the clean data. Classification only.",
+        description="Probability, in [0, 1), that a label which clients train on is replaced by "
+        "one that is uniform over the other classes; partition, validation and test set see the "
+        "right labels. Classification only.",
     )
 
 
