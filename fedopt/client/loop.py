@@ -16,14 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.fused import FusedLinears, SgdStep
 from fedopt.client.gradients import gradients_of, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.stacked import is_fused
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.optim.averaging import update_batch_norm
+from fedopt.optim.rules import Sgd
 from fedopt.seeds import seed_torch, torch_seed
 
 Batch = tuple[Tensor, Tensor]
@@ -60,6 +63,10 @@ class LoopEngine:
         self.device = device
         self._has_images = any(len(s.shape) == 4 for s in self._bound.layout.parameters)
         self._group = [view.unsqueeze(0) for view in self.layout.views(self._bound.flat)]
+        self._fused: FusedLinears | None = None
+        if is_fused(recipe) and precision == "full":
+            fused = FusedLinears(model)
+            self._fused = fused if fused.names else None
 
     @property
     def layout(self) -> ParameterLayout:
@@ -124,6 +131,8 @@ class LoopEngine:
         self, plan: ClientPlan, batches: Iterator[Batch], start: ModelState, terms: LocalTerms
     ) -> Tensor:
         """Take steps that are the rule's alone; return the sum of the examples' losses."""
+        if self._fused is not None:
+            return self._take_fused_steps(self._fused, plan, batches, start, terms)
         parameters, rule = self._bound.parameters, self._recipe.rule
         anchor = self.layout.views(start.parameters) if terms.proximal else []
         correction = (
@@ -141,6 +150,49 @@ class LoopEngine:
                     gradients = list(torch._foreach_add(gradients, correction))
                 rule.update(parameters, gradients, state, lr)
                 loss_sum += loss * len(batch[1])
+        return loss_sum
+
+    def _take_fused_steps(
+        self,
+        fused: FusedLinears,
+        plan: ClientPlan,
+        batches: Iterator[Batch],
+        start: ModelState,
+        terms: LocalTerms,
+    ) -> Tensor:
+        """Take steps of plain SGD, those of large linear layers in the backward pass."""
+        rule, layout = self._recipe.rule, self.layout
+        assert isinstance(rule, Sgd)
+        shrink = terms.proximal + rule.weight_decay
+        drift: dict[str, Tensor] = {}
+        if terms.proximal or terms.correction is not None:
+            flat = terms.proximal * start.parameters
+            if terms.correction is not None:
+                flat = flat - terms.correction[0]
+            names = (spec.name for spec in layout.parameters)
+            drift = dict(zip(names, layout.views(flat), strict=True))
+        others: list[Tensor] = []
+        pulls: list[Tensor] = []
+        for parameter, spec in zip(self._bound.parameters, layout.parameters, strict=True):
+            if spec.name not in fused.names:
+                others.append(parameter)
+                pulls.extend([drift[spec.name]] if drift else [])
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch, lr in zip(batches, plan.learning_rates.tolist(), strict=True):
+            fused.step = SgdStep(lr, shrink, drift)
+            try:
+                loss = self._loss(self._bound.module(batch[0]), batch[1])
+                *gradients, _ = torch.autograd.grad(loss, [*others, fused.token])
+            finally:
+                fused.step = None
+            with torch.no_grad():
+                if others and shrink:
+                    torch._foreach_mul_(others, 1 - lr * shrink)
+                if others:
+                    torch._foreach_add_(others, list(gradients), alpha=-lr)
+                if pulls:
+                    torch._foreach_add_(others, pulls, alpha=lr)
+                loss_sum += loss.detach() * len(batch[1])
         return loss_sum
 
     def _take_steps(self, steps: LocalSteps, batches: Iterator[Batch]) -> Tensor:

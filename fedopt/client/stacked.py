@@ -65,7 +65,8 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     if type(model) is nn.Sequential:
         return [
             leaf
-            for name, child in model.named_children()
+            for name, child in model._modules.items()  # a layer that is used twice is there twice
+            if child is not None
             for leaf in leaves(child, f"{prefix}{name}.")
         ]
     if type(model) not in STACKED_FORMS:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torch_schedules
 
@@ -21,13 +21,18 @@ from fedopt.schedules import list_schedules, make_schedule, momenta, values
 STEPS = 60
 LR = 0.3
 
-# Torch multiplies step by step, or adds cosines to what it has: some 1e-16 a step.
+# Torch multiplies step by step, or adds cosines to what it has: some 1e-16 a step. Rates are
+# below 5, so that it is relative to about one.
 TOLERANCE = 1e-12
 
 Optimizer = torch.optim.Optimizer
 whole = st.integers(1, 25)
 share = st.floats(0.05, 1.0)
 small = st.floats(0.0, 0.2)
+
+
+def same(got: Any, expected: Any) -> None:
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCE)
 
 
 def optimizer(adam: bool = False, lr: float = LR) -> Optimizer:
@@ -119,7 +124,7 @@ def decays(draw: st.DrawFn) -> tuple[str, dict[str, Any], Callable[[Optimizer], 
 def test_decays_are_those_of_torch(case: tuple[str, dict[str, Any], Any]) -> None:
     name, options, make = case
     rates, _ = of_torch(make)
-    np.testing.assert_allclose(values(name, STEPS, LR, **options), rates, rtol=1e-9, atol=1e-12)
+    same(values(name, STEPS, LR, **options), rates)
     assert momenta(name, STEPS, LR, **options) is None
 
 
@@ -136,7 +141,33 @@ def test_warm_up_comes_before_any_of_them(
 
     rates, _ = of_torch(sequence)
     got = values(name, STEPS, LR, warmup=warmup, warmup_start_factor=start, **options)
-    np.testing.assert_allclose(got, rates, rtol=1e-9, atol=1e-12)
+    same(got, rates)
+
+
+@settings(deadline=None, max_examples=60)
+@given(warmup=st.integers(1, 20), start=share, up=whole, base=share, cycles=st.booleans())
+def test_warm_up_leads_to_the_base_rate_of_a_cycle(
+    warmup: int, start: float, up: int, base: float, cycles: bool
+) -> None:
+    options: dict[str, Any] = {
+        "base_lr": base,
+        "max_lr": 1.5,
+        "step_size_up": up,
+        "cycle_momentum": cycles,
+    }
+
+    def sequence(made: Optimizer) -> Any:
+        cycle = torch_schedules.CyclicLR(made, **options)
+        warming = torch_schedules.LinearLR(made, start_factor=start, total_iters=warmup)
+        return torch_schedules.SequentialLR(made, [warming, cycle], [warmup])
+
+    rates, cycled = of_torch(sequence)
+    options |= {"warmup": warmup, "warmup_start_factor": start}
+    same(values("cyclical", STEPS, LR, **options), rates)
+    mine = momenta("cyclical", STEPS, LR, **options)
+    assert (mine is not None) == cycles
+    if mine is not None:
+        same(mine, cycled)
 
 
 @settings(deadline=None, max_examples=150)
@@ -174,27 +205,24 @@ def test_cyclical_is_that_of_torch(
         "max_momentum": 0.9,
     }
     rates, cycled = of_torch(lambda made: torch_schedules.CyclicLR(made, **options), adam)
-    np.testing.assert_allclose(
-        values("cyclical", STEPS, LR, **options), rates, rtol=TOLERANCE, atol=TOLERANCE
-    )
+    same(values("cyclical", STEPS, LR, **options), rates)
     mine = momenta("cyclical", STEPS, LR, **options)
-    if cycles:
-        assert mine is not None
-        np.testing.assert_allclose(mine, cycled, rtol=TOLERANCE, atol=TOLERANCE)
-    else:
-        assert mine is None
+    assert (mine is not None) == cycles
+    if mine is not None:
+        same(mine, cycled)
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    steps=st.integers(8, 90),
-    pct=st.floats(0.15, 0.45),
+    steps=st.integers(1, 90),
+    pct=st.floats(0.01, 0.99),
     anneal=st.sampled_from(["cos", "linear"]),
     phases=st.booleans(),
     div=st.floats(1, 50),
     final=st.floats(1, 1e5),
     cycles=st.booleans(),
     adam=st.booleans(),
+    low=st.floats(0.1, 0.85),
 )
 def test_one_cycle_is_that_of_torch(
     steps: int,
@@ -205,7 +233,9 @@ def test_one_cycle_is_that_of_torch(
     final: float,
     cycles: bool,
     adam: bool,
+    low: float,
 ) -> None:
+    assume(abs(pct * steps - 1) > 1e-6)  # torch divides by this
     options: dict[str, Any] = {
         "max_lr": 0.7,
         "pct_start": pct,
@@ -214,19 +244,32 @@ def test_one_cycle_is_that_of_torch(
         "div_factor": div,
         "final_div_factor": final,
         "cycle_momentum": cycles,
+        "base_momentum": low,
+        "max_momentum": 0.9,
     }
     rates, cycled = of_torch(
         lambda made: torch_schedules.OneCycleLR(made, total_steps=steps, **options), adam, steps
     )
-    np.testing.assert_allclose(
-        values("one_cycle", steps, LR, **options), rates, rtol=TOLERANCE, atol=TOLERANCE
-    )
+    same(values("one_cycle", steps, LR, total_steps=steps, **options), rates)
     mine = momenta("one_cycle", steps, LR, **options)
-    if cycles:
-        assert mine is not None
-        np.testing.assert_allclose(mine, cycled, rtol=TOLERANCE, atol=TOLERANCE)
-    else:
-        assert mine is None
+    assert (mine is not None) == cycles
+    if mine is not None:
+        same(mine, cycled)
+
+
+@pytest.mark.parametrize("anneal", ["cos", "linear"])
+@pytest.mark.parametrize("three_phase", [False, True])
+def test_one_cycle_ends_at_its_least_rate_and_stays_there(anneal: str, three_phase: bool) -> None:
+    """A client with more steps than the nominal ones has times after the last whole one."""
+    schedule = make_schedule(
+        "one_cycle", LR, anneal_strategy=anneal, three_phase=three_phase, cycle_momentum=True
+    )
+    late = np.array([99.0, 99.2, 99.9])
+    assert np.ptp(schedule.lr(late, 100)) == 0
+    assert schedule.lr(late, 100)[0] == pytest.approx(LR / 25 / 1e4)
+    cycled = schedule.momentum(late, 100)
+    assert cycled is not None
+    assert cycled.tolist() == pytest.approx([0.95] * 3)
 
 
 def test_the_cyclic_rate_of_swa_is_the_published_sequence() -> None:
@@ -251,13 +294,49 @@ def test_any_time_may_be_asked_for_in_any_order(name: str) -> None:
     assert np.isfinite(schedule.lr(t + 0.5, 40)).all()
 
 
-@pytest.mark.parametrize("name", ["cosine", "polynomial", "inverse_time", "exponential"])
-def test_between_two_steps_the_rate_is_between_theirs(name: str) -> None:
-    schedule = make_schedule(name, LR)
-    t = np.arange(30, dtype=np.float64)
-    before, between, after = (schedule.lr(t + d, 31) for d in (0, 0.4, 1))
-    assert (between <= before).all()
-    assert (between >= after).all()
+@settings(deadline=None, max_examples=100)
+@given(
+    st.sampled_from(
+        [
+            ("cosine", {}),
+            ("polynomial", {"power": 2.0}),
+            ("inverse_time", {}),
+            ("exponential", {}),
+            ("linear", {}),
+            ("cosine", {"warmup": 5}),
+            ("cyclical", {"step_size_up": 6}),
+            ("one_cycle", {"pct_start": 0.25}),
+            ("one_cycle", {"pct_start": 0.25, "three_phase": True, "anneal_strategy": "linear"}),
+        ]
+    ),
+    st.integers(0, 38),
+    st.floats(0, 1),
+)
+def test_between_two_steps_the_rate_is_between_theirs(
+    case: tuple[str, dict[str, Any]], step: int, share: float
+) -> None:
+    """All of these turn at whole t only."""
+    name, options = case
+    schedule = make_schedule(name, LR, **options)
+    before, between, after = schedule.lr(np.array([step, step + share, step + 1.0]), 40)
+    rounding = 1e-15
+    assert min(before, after) - rounding <= between <= max(before, after) + rounding
+
+
+@pytest.mark.parametrize("name", [n for n in list_schedules() if n != "plateau"])
+def test_values_are_those_of_the_schedule_in_any_scope(name: str) -> None:
+    needed = {"milestones": [5, 9]} if name == "multi_step" else {}
+    expected = make_schedule(name, LR, **needed).lr(np.arange(20.0), 20)
+    for scope in ("within", "round", "across"):
+        assert np.array_equal(values(name, 20, LR, scope=scope, **needed), expected)
+
+
+def test_momentum_is_cycled_unless_it_is_refused() -> None:
+    for name in ("cyclical", "one_cycle"):
+        assert momenta(name, 9) is not None
+        assert momenta(name, 9, cycle_momentum=None) is not None
+        assert momenta(name, 9, cycle_momentum=False) is None
+        assert make_schedule(name, LR).momentum(np.arange(9.0), 9) is None
 
 
 def test_open_bounds_come_from_the_optimizers_rate() -> None:
@@ -273,7 +352,17 @@ def test_open_bounds_come_from_the_optimizers_rate() -> None:
     [
         ("one_cycle", {"pct_start": 0.0}, r"one_cycle\.pct_start.*0\.0.*\(0, 1\)"),
         ("one_cycle", {"pct_start": 1.0}, r"one_cycle\.pct_start.*1\.0.*\(0, 1\)"),
-        ("one_cycle", {"pct_start": 0.6, "three_phase": True}, r"pct_start.*\(0, 0\.5\)"),
+        ("one_cycle", {"warmup": 3}, r"one_cycle\.warmup.*its own warm-up"),
+        ("one_cycle", {"anneal_strategy": "cosine"}, r"anneal_strategy.*'cosine'.*'cos' or"),
+        ("plateau", {"warmup": 3}, r"plateau\.warmup.*follows a metric"),
+        ("plateau", {"factor": 1.0}, r"factor.*1\.0.*\(0, 1\)"),
+        ("polynomial", {"power": 0.0}, r"power.*0\.0.*> 0"),
+        ("cosine", {"eta_min": 0.2}, r"cosine\.eta_min.*lr = 0\.1.*0\.2"),
+        ("cosine", {"T_max": 0}, r"T_max.*0.*>= 1"),
+        ("cosine_restarts", {"T_mult": 0}, r"T_mult.*0.*>= 1"),
+        ("inverse_time", {"k": -1.0}, r"k.*-1\.0.*>= 0"),
+        ("cyclical", {"base_lr": 0.0}, r"base_lr.*0\.0.*> 0"),
+        ("cosine", {"warmup": 1, "warmup_start_factor": 0.0}, r"warmup_start_factor.*\(0, 1\]"),
         ("one_cycle", {"total_steps": 3}, r"total_steps.*3.*steps = 10"),
         ("one_cycle", {"base_momentum": 0.99}, r"base_momentum.*max_momentum = 0\.95.*0\.99"),
         ("cyclical", {"base_lr": 0.2, "max_lr": 0.1}, r"max_lr.*base_lr = 0\.2.*0\.1"),
@@ -300,8 +389,15 @@ def test_bad_options_are_refused_with_what_is_allowed(
         values(name, 10, **options)
 
 
-@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_bad_learning_rate_is_refused(lr: float) -> None:
+@pytest.mark.parametrize("steps", [0, -3, 2.5, True, "10"])
+def test_a_bad_number_of_steps_is_refused(steps: Any) -> None:
+    for function in (values, momenta):
+        with pytest.raises(ConfigError, match=f"steps.*{steps!r}.*>= 1"):
+            function("cosine", steps)
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf"), "0.1", True])
+def test_a_bad_learning_rate_is_refused(lr: Any) -> None:
     with pytest.raises(ConfigError, match="lr"):
         values("cosine", 10, lr)
 

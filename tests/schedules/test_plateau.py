@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedopt.errors import ConfigError
 from fedopt.schedules.plateau import Plateau, PlateauState
 
 metric = st.floats(0.0, 2.0) | st.sampled_from([1.0, 0.5, math.nan])
@@ -44,3 +48,35 @@ def test_it_is_that_of_torch(metrics: list[float], options: dict[str, Any]) -> N
             scheduler.num_bad_epochs,
             scheduler.cooldown_counter,
         )
+
+
+def test_a_state_survives_json() -> None:
+    plateau = Plateau(patience=0)
+    for state in (plateau.begin(0.1), plateau.update(plateau.begin(0.1), 0.7)):
+        assert PlateauState(**json.loads(json.dumps(asdict(state)))) == state
+        assert PlateauState.from_list(json.loads(json.dumps(state.to_list()))) == state
+
+
+def test_nan_is_no_progress() -> None:
+    plateau = Plateau(patience=1, mode="max")
+    state = plateau.update(plateau.begin(0.1), math.nan)
+    assert (state.lr, state.bad_checks) == (0.1, 1)
+    assert plateau.update(state, math.nan).lr == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "least"}, r'plateau\.mode: "least" is not known'),
+        ({"factor": 1.0}, r"plateau\.factor.*1\.0.*\(0, 1\)"),
+        ({"factor": 0.0}, r"plateau\.factor.*0\.0.*\(0, 1\)"),
+        ({"patience": -1}, r"plateau\.patience.*-1.*>= 0"),
+        ({"cooldown": -1}, r"plateau\.cooldown.*-1.*>= 0"),
+        ({"threshold": -0.1}, r"plateau\.threshold.*-0\.1.*>= 0"),
+        ({"threshold_mode": "relative"}, r"threshold_mode.*'relative'.*'rel' or 'abs'"),
+        ({"min_lr": -1.0}, r"plateau\.min_lr.*-1\.0.*>= 0"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Plateau(**options)

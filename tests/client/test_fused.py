@@ -1,0 +1,118 @@
+"""Fused linear layers train as the others do, under every term of the objective."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedopt.client import fused
+from fedopt.client.algorithm import LocalTerms
+from fedopt.client.fused import FusedLinears
+from fedopt.client.loop import LoopEngine
+from fedopt.client.plan import LocalWork, plan_clients
+from fedopt.client.rates import constant_rates
+from fedopt.client.recipe import LocalAverage, Recipe, Sharpness
+from fedopt.client.stacked import NotStackableError, check_stackable
+from fedopt.data.population import Examples
+from fedopt.models.layout import ParameterLayout
+from fedopt.models.reference import cnn, mlp
+from fedopt.optim.rules import Adam, Sgd
+
+CPU = torch.device("cpu")
+loss = nn.functional.cross_entropy
+
+# Float64 products accumulated into the weights or into a gradient: a rounding or two a step.
+TOLERANCE = 1e-13
+
+MODELS = {
+    "cnn": lambda: cnn((2, 8, 8), 3, channels=(3, 4), hidden=9, kernel_size=3),
+    "mlp": lambda: mlp((2, 8, 8), 3, hidden=(7, 5)),
+    "no bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 3, bias=False)),
+    "inner": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(128, 6), nn.Dropout(0.3), nn.LayerNorm(6), nn.Linear(6, 3)
+    ),
+}
+
+
+def corrected(size: int) -> LocalTerms:
+    generator = torch.Generator().manual_seed(0)
+    rows = 0.1 * torch.randn(1, size, dtype=torch.float64, generator=generator)
+    return LocalTerms(proximal=0.3, correction=rows, full_gradient=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("with_terms", [False, True])
+def test_fused_steps_are_the_plain_ones(
+    name: str, decay: float, with_terms: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    model = MODELS[name]().double()
+    rng = np.random.default_rng(0)
+    examples = Examples(rng.normal(size=(23, 2, 8, 8)), rng.integers(0, 3, 23))
+    work = LocalWork(2, None, 5)
+    (plan,) = plan_clients(work, 3, 1, [0], [23], constant_rates(0.1), [10])
+    layout = ParameterLayout.of(model)
+    start = layout.state({n: p.detach() for n, p in model.named_parameters()})
+    terms = corrected(layout.size) if with_terms else LocalTerms()
+    found = []
+    for large in (1, 10**9):
+        monkeypatch.setattr(fused, "LARGE", large)
+        recipe = Recipe(Sgd(weight_decay=decay))
+        engine = LoopEngine(copy.deepcopy(model), loss, recipe, 3, CPU)
+        assert (engine._fused is not None) == (large == 1)
+        found.append(engine.train(start, 1, [plan], examples, terms))
+    mine, yours = found
+    torch.testing.assert_close(mine.delta, yours.delta, rtol=TOLERANCE, atol=TOLERANCE)
+    torch.testing.assert_close(mine.train_loss, yours.train_loss)
+    assert torch.equal(mine.lr_sum, yours.lr_sum)  # type: ignore[arg-type]
+    if with_terms:
+        assert torch.equal(mine.full_gradient, yours.full_gradient)  # type: ignore[arg-type]
+
+
+def test_only_large_layers_that_are_used_once_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LARGE", 20)
+    once, small = nn.Linear(8, 8), nn.Linear(8, 2)
+    assert FusedLinears(nn.Sequential(once, nn.ReLU(), small)).names == {"0.weight", "0.bias"}
+    twice = nn.Linear(8, 8)
+    assert not FusedLinears(nn.Sequential(twice, nn.ReLU(), twice)).names
+    tied = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    tied[2].weight = tied[0].weight
+    assert not FusedLinears(tied).names
+    frozen = nn.Sequential(nn.Linear(8, 8).requires_grad_(False))
+    assert not FusedLinears(frozen).names
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(self.inner(x))
+
+    assert not FusedLinears(Own()).names
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(Adam()),
+        Recipe(Sgd(momentum=0.9)),
+        Recipe(Sgd(), sam=Sharpness(0.1)),
+        Recipe(Sgd(), average=LocalAverage(last_steps=2)),
+    ],
+)
+def test_other_recipes_are_not_fused(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LARGE", 1)
+    engine = LoopEngine(MODELS["mlp"](), loss, recipe, 0, CPU)
+    assert engine._fused is None
+
+
+def test_a_layer_that_is_used_twice_is_not_stacked() -> None:
+    twice = nn.Linear(4, 4)
+    with pytest.raises(NotStackableError, match="tied"):
+        check_stackable(nn.Sequential(twice, nn.ReLU(), twice))
