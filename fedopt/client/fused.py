@@ -49,7 +49,8 @@ class FusedLinears:
     def __init__(self, model: nn.Module) -> None:
         self.step: SgdStep | None = None
         self.names: set[str] = set()
-        self.token = torch.zeros((), requires_grad=True)
+        first = next(model.parameters())
+        self.token = torch.zeros((), dtype=first.dtype, device=first.device, requires_grad=True)
         for prefix, layer in _large(model):
             names = {n: f"{prefix}{n}" for n, _ in layer.named_parameters(recurse=False)}
             self.names |= set(names.values())
