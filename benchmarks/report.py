@@ -110,6 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts, speed = read(options.results / "speed.csv")
     tables = {"machine": machine_table(facts)} | speed_tables(speed)
     tables |= scaling_tables(read(options.results / "scaling.csv")[1])
+    techniques = read(options.results / "techniques.csv")[1]
+    columns = [c for c in techniques[0] if c != "workload"]
+    for name in dict.fromkeys(row["workload"] for row in techniques):
+        own = (row for row in techniques if row["workload"] == name)
+        tables[f"techniques {name}"] = markdown(own, columns)
     for name in ("profile", "startup"):
         rows = read(options.results / f"{name}.csv")[1]
         tables[name] = markdown(rows, list(rows[0]))

@@ -92,7 +92,7 @@ class Cohort:
 
 
 def measure(workload: Workload, rounds: int) -> list[Row]:
-    """Return a row a technique: microseconds of a client and their ratio, in both engines."""
+    """Return a row a technique: microseconds a client and ratio to plain SGD, in both engines."""
     contenders = [
         Cohort(f"{training}: {name}", workload, technique, training)
         for name, technique in TECHNIQUES.items()
@@ -105,8 +105,8 @@ def measure(workload: Workload, rounds: int) -> list[Row]:
         row: dict[str, object] = {"workload": workload.name, "technique": name}
         for training in ("loop", "stacked"):
             took = medians[f"{training}: {name}"]
-            row[f"{training}, us a client"] = took * 1e6
-            row[f"{training}, x plain"] = took / medians[f"{training}: {PLAIN}"]
+            row[f"{training}, us"] = took * 1e6
+            row[f"{training}, x"] = took / medians[f"{training}: {PLAIN}"]
         row["others, cores"] = foreign
         rows.append(row)
     return rows
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
-    console = Console()
+    console = Console(width=120)
     warn_if_busy(console)
     facts = machine()
     rows: list[Row] = []

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import measuring, report, scaling, speed
+from benchmarks import measuring, report, scaling, speed, techniques
 from benchmarks.contenders import distance
 from benchmarks.two_processes import FusedDense, LeanLoop, views
 from benchmarks.workloads import BareLoop, find
@@ -72,6 +72,16 @@ def test_profile_accounts_for_the_round(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "profile.csv", comment="#").set_index("stage, ms")
     assert table.loc["training", "W3 inline"] > 0
     assert table.loc["round", "W3 inline"] >= table.loc["training", "W3 inline"]
+
+
+def test_techniques_are_timed_in_both_engines(tmp_path: Path) -> None:
+    assert techniques.main(["--quick", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "techniques.csv", comment="#")
+    assert set(table["workload"]) == {"W1", "W3"}
+    assert list(table["technique"][: len(techniques.TECHNIQUES)]) == list(techniques.TECHNIQUES)
+    assert (table[["loop, us", "stacked, us"]] > 0).all(axis=None)
+    plain = table[table["technique"] == techniques.PLAIN]
+    assert (plain[["loop, x", "stacked, x"]] == 1).all(axis=None)
 
 
 def test_report_fills_the_marked_places() -> None:
