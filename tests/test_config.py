@@ -8,16 +8,18 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from fedopt.config import CHOICES, DEFAULT_NAMES, Config, from_run_config, load
 from fedopt.errors import ConfigError
-from fedopt.registry import entries
+from fedopt.registry import entries, get
+from fedopt.schema import GradientTable, SamTable, ServerSwaTable
 
 positive = st.floats(1e-6, 1e6)
 unit = st.floats(0, 1)
@@ -34,29 +36,123 @@ def named(name: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict
     return st.fixed_dictionaries({"name": st.just(name)}, optional=values)
 
 
+def by_schema(
+    schema: type[BaseModel], **own: st.SearchStrategy[Any]
+) -> dict[str, st.SearchStrategy[Any]]:
+    """Values of every key of a schema within its bounds; keys that depend on others are given."""
+    found = dict(own)
+    for name, field in schema.model_fields.items():
+        kinds = [a for a in get_args(field.annotation) if a is not type(None)]
+        kind = (
+            field.annotation if get_origin(field.annotation) is Literal or not kinds else kinds[0]
+        )
+        bounds = {
+            word: value
+            for metadata in field.metadata
+            for word in ("gt", "ge", "lt", "le")
+            if (value := getattr(metadata, word, None)) is not None
+        }
+        low = bounds.get("gt", bounds.get("ge", -(10**6) if "le" in bounds else 0))
+        high = bounds.get("lt", bounds.get("le", low + 1000))
+        if name in found:
+            continue
+        if get_origin(kind) is Literal:
+            found[name] = st.sampled_from(get_args(kind))
+        elif kind is bool:
+            found[name] = st.booleans()
+        elif kind is int:
+            found[name] = st.integers(low, high)
+        else:
+            assert kind is float, f"{schema.__name__}.{name}: {kind}"
+            found[name] = st.floats(
+                low, high, exclude_min="gt" in bounds, exclude_max="lt" in bounds
+            )
+    return found
+
+
+def options_of(kind: str, name: str, **own: st.SearchStrategy[Any]) -> Any:
+    return by_schema(get(kind, name).options, **own)
+
+
+LOW_MOMENTUM = {"base_momentum": st.floats(0, 0.5), "max_momentum": st.floats(0.5, 0.99)}
+DERIVED = {
+    "optimizers": {
+        "rprop": {
+            "etas": st.just([0.4, 1.3]),
+            "step_sizes": st.just([1e-5, 40.0]),
+        },
+        **{
+            name: {}
+            for name in (
+                "adagrad",
+                "rmsprop",
+                "lion",
+                "nadam",
+                "radam",
+                "adamax",
+                "adadelta",
+                "asgd",
+                "adafactor",
+            )
+        },
+    },
+    "schedules": {
+        "multi_step": {"milestones": st.just([3, 10])},
+        "cyclical": {
+            **LOW_MOMENTUM,
+            "base_lr": st.floats(1e-4, 1e-2),
+            "max_lr": st.floats(1e-2, 1),
+        },
+        "one_cycle": LOW_MOMENTUM,
+        "swa_cyclic": {"lr1": st.floats(0.1, 1), "lr2": st.floats(1e-3, 0.1)},
+        **{
+            name: {}
+            for name in (
+                "constant",
+                "step",
+                "exponential",
+                "inverse_time",
+                "polynomial",
+                "linear",
+                "cosine",
+                "cosine_restarts",
+                "plateau",
+            )
+        },
+    },
+}
+"""Entries whose values are made from their schema; given are those that depend on others."""
+
 STRATEGY_KEYS: dict[str, st.SearchStrategy[Any]] = {
     "server_lr": positive,
     "weighting": st.sampled_from(["examples", "uniform"]),
     "partial_work": st.sampled_from(["drop", "keep"]),
 }
-ADAM_KEYS = {"lr": positive, "beta1": below_one, "beta2": below_one, "eps": positive}
+ADAM_KEYS = {
+    "lr": positive,
+    "beta1": below_one,
+    "beta2": below_one,
+    "eps": positive,
+    "amsgrad": st.booleans(),
+}
+SPLIT_KEYS = {"validation_fraction": below_one, "label_noise": below_one}
 CUT_KEYS = {"clients": small, "min_examples": st.integers(0, 100)}
 
 VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     "data": {
-        "digits": {"validation_fraction": below_one, "test_fraction": below_one},
-        "breast_cancer": {"validation_fraction": below_one, "test_fraction": below_one},
-        "fashion_mnist": {"validation_fraction": below_one, "path": st.text()},
+        "digits": {**SPLIT_KEYS, "test_fraction": below_one},
+        "breast_cancer": {**SPLIT_KEYS, "test_fraction": below_one},
+        "fashion_mnist": {**SPLIT_KEYS, "path": st.text()},
         "files": {
+            **SPLIT_KEYS,
             "path": st.text(),
-            "validation_fraction": below_one,
             "test_fraction": below_one,
             "task": st.sampled_from(["auto", "classification", "regression"]),
             "scale": positive,
             "shift": st.floats(-1e6, 1e6),
         },
         "synthetic": {
-            "validation_fraction": below_one,
+            **SPLIT_KEYS,
             "alpha": st.floats(0, 10),
             "beta": st.floats(0, 10),
             "variances": st.booleans(),
@@ -99,6 +195,7 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
             "option": st.sampled_from(["I", "II"]),
             "force": st.booleans(),
         },
+        "mofedsam": {**STRATEGY_KEYS, "beta": st.floats(1e-3, 1)},
     },
     "local.optimizer": {
         "sgd": {
@@ -109,7 +206,9 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
         },
         "adam": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
         "adamw": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
+        **{n: options_of("optimizers", n, **o) for n, o in DERIVED["optimizers"].items()},
     },
+    "local.schedule": {n: options_of("schedules", n, **o) for n, o in DERIVED["schedules"].items()},
 }
 """Table -> entry -> the values its options can take."""
 
@@ -118,20 +217,27 @@ CROSS_CHECKED = {"nesterov", "norm"}
 
 
 def choice(key: str) -> st.SearchStrategy[dict[str, Any]]:
-    names = [n for n in VALUES[key] if n not in ("synthetic", "files")]
+    names = [n for n in VALUES[key] if n not in ("synthetic", "files", "multi_step")]
     return st.sampled_from(names).flatmap(lambda n: named(n, **VALUES[key][n]))
 
 
 LOCAL = {
+    "optimizer_state": st.sampled_from(["reset", "keep", "average"]),
+    "nominal_steps": small,
     "batch_size": st.one_of(small, st.just("full")),
     "loss": st.sampled_from(["cross_entropy", "mse", "package.module:function"]),
 }
 FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "local.sam": by_schema(SamTable, rho=st.floats(1e-3, 10)),
+    "local.gradient": by_schema(GradientTable),
+    "local.swa": {"last_steps": small, "decay": st.floats(0.1, 0.9)},
+    "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99)),
     "system": {"stragglers": unit},
     "engine": {
         "name": st.sampled_from(["inline", "ray"]),
         "workers": small,
         "training": st.sampled_from(["auto", "loop", "stacked"]),
+        "precision": st.sampled_from(["full", "bf16"]),
         "device": st.text(),
         "address": st.text(),
         "block_size": small,
@@ -169,12 +275,37 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         amount = draw(st.sampled_from(["epochs", "steps", ""]))
         if amount:
             local[amount] = draw(small if amount == "steps" else positive)
-        if draw(st.booleans()):
-            local["optimizer"] = draw(choice("local.optimizer"))
+        for key in ("local.optimizer", "local.schedule"):
+            if draw(st.booleans()):
+                local[key.partition(".")[2]] = draw(choice(key))
         tree["local"] = local
     for key, keys in FIXED.items():
         if draw(st.booleans()):
-            tree[key] = draw(optional(**keys))
+            *parents, last = key.split(".")
+            table = tree
+            for parent in parents:
+                table = table.setdefault(parent, {})
+            table[last] = draw(optional(**keys))
+    sam = tree.get("local", {}).get("sam", {})
+    if sam.get("adaptive") or sam.get("corrected"):
+        sam.setdefault("rho", 0.05)
+    schedule = tree.get("local", {}).get("schedule", {})
+    if schedule.get("name") == "plateau":
+        schedule["metric"] = "train_loss"
+    return tree
+
+
+def nested(key: str, table: dict[str, Any]) -> dict[str, Any]:
+    """A tree that holds one table at a dotted key."""
+    for part in reversed(key.split(".")):
+        table = {part: table}
+    return table
+
+
+def at(tree: dict[str, Any], key: str) -> Any:
+    """What a tree holds at a dotted key."""
+    for part in key.split("."):
+        tree = tree[part]
     return tree
 
 
@@ -186,8 +317,11 @@ def test_configurations_survive_toml_and_json(tree: dict[str, Any]) -> None:
     dumped = config.dump()
     for key, value in tree.items():
         for inner, given_value in (value if isinstance(value, dict) else {}).items():
-            if inner != "optimizer":
+            if not isinstance(given_value, dict):
                 assert dumped[key][inner] == given_value, f"{key}.{inner}"
+                continue
+            for name, value_inside in given_value.items():
+                assert dumped[key][inner][name] == value_inside, f"{key}.{inner}.{name}"
         if not isinstance(value, dict):
             assert dumped[key] == value, key
 
@@ -200,12 +334,14 @@ def test_every_option_of_every_entry_survives_toml(
     key: str, name: str, data: st.DataObject
 ) -> None:
     table = data.draw(st.fixed_dictionaries({"name": st.just(name), **VALUES[key][name]}))
-    tree: dict[str, Any] = {"local": {"optimizer": table}} if "." in key else {key: table}
+    if name == "plateau":
+        table["metric"] = "train_loss"
+    tree = nested(key, table)
     config = Config.from_tree(tree)
     again = Config.from_tree(tomllib.loads(config.to_toml()))
     assert again == config
     dumped = again.dump()
-    got = dumped["local"]["optimizer"] if "." in key else dumped[key]
+    got = at(dumped, key)
     assert {option: got[option] for option in table} == table
 
 
@@ -215,7 +351,9 @@ def test_the_property_tests_leave_no_key_out() -> None:
             missing = set(entry.options.model_fields) - set(names[entry.name]) - CROSS_CHECKED
             assert not missing, f"{key}.{entry.name}: {missing}"
     for key, keys in FIXED.items():
-        assert set(keys) == set(Config.TABLES[key].model_fields)
+        missing = {"last_epochs"} if key == "local.swa" else set()  # excludes last_steps
+        assert set(keys) | missing == set(Config.TABLES[key].model_fields), key
+    assert {*FIXED, "local"} == set(Config.TABLES)
     defaults = Config()
     assert set(TOP) == set(type(defaults.run).model_fields)
     assert {*LOCAL, "epochs", "steps"} == set(type(defaults.local).model_fields)
