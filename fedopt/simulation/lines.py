@@ -175,18 +175,18 @@ def serve(address: str, number: int, answer: Callable[..., Any]) -> None:
         line.send_bytes(pickle.dumps((number, os.getpid())))
         while True:
             try:
-                arguments = pickle.loads(line.recv_bytes())
+                # Nothing of an exchange is kept: its memory is wanted for the next.
+                line.send_bytes(_answered(line.recv_bytes(), answer))
             except CUT:
                 return
-            try:
-                content = (True, answer(*arguments))
-                data = pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
-            except Exception as error:
-                data = pickle.dumps((False, (traceback.format_exc(), _pickled(error))))
-            try:
-                line.send_bytes(data)
-            except CUT:
-                return
+
+
+def _answered(question: bytes, answer: Callable[..., Any]) -> bytes:
+    arguments = pickle.loads(question)
+    try:
+        return pickle.dumps((True, answer(*arguments)), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        return pickle.dumps((False, (traceback.format_exc(), _pickled(error))))
 
 
 def _pickled(error: Exception) -> bytes | None:
