@@ -51,8 +51,8 @@ def machine_table(facts: dict[str, str]) -> str:
 def speed_tables(rows: Sequence[Row]) -> dict[str, str]:
     """Return a table a workload, and a line on what else ran."""
     columns = (
-        "contender", "clients/s", "x bare", "x stock Flower", "ms a round", "quartiles",
-        "ms over reference", "max difference", "others, cores",
+        "contender", "clients/s", "x bare", "x stock Flower", "x quickstart", "ms a round",
+        "quartiles", "ms over reference", "max difference", "others, cores",
     )  # fmt: skip
     names = dict.fromkeys(row["workload"] for row in rows)
     return {name: markdown((r for r in rows if r["workload"] == name), columns) for name in names}

@@ -33,6 +33,9 @@ from benchmarks.workloads import WORKLOADS, Workload, find
 
 ROUNDS = {"W1": 45, "W2": 10, "W3": 150}
 FLOWER = "stock Flower 1.42, Ray, 2 actors"
+QUICKSTART = "the same, app as in its quickstart"
+FLOWERS = {FLOWER: "kept", QUICKSTART: "quickstart"}
+"""Stock Flower: model and data kept in the actors, or made for each message as in its example."""
 FLOWER_ROUNDS = {"W1": 16, "W2": 12, "W3": 10}
 FLOWER_WARM_UP = 2
 WARM_UP = 3
@@ -60,9 +63,11 @@ def raced(workload: Workload, without: Sequence[str]) -> list[parts.Racer]:
     return made
 
 
-def stock_flower(workload: Workload, rounds: int, quick: bool) -> tuple[list[Timed], float]:
+def stock_flower(
+    workload: Workload, rounds: int, quick: bool, style: str
+) -> tuple[list[Timed], float]:
     """Return (cores used by others, seconds) a round and distance from the plain loop."""
-    command = [sys.executable, "-m", "benchmarks.stock_flower", workload.name]
+    command = [sys.executable, "-m", "benchmarks.stock_flower", workload.name, "--style", style]
     command += ["--rounds", str(rounds), *(["--quick"] if quick else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -88,10 +93,12 @@ def race(
         By contender: seconds of each round, distance from the plain loop after one round, and the
         most that other processes used in a round that counts, in cores.
     """
-    stock: list[Timed] = []
+    stock: dict[str, list[Timed]] = {}
     distances: dict[str, float] = {}
     if "flower" not in without:
-        stock, distances[FLOWER] = stock_flower(workload, flower_rounds, quick)
+        for name, style in FLOWERS.items():
+            found = stock_flower(workload, flower_rounds, quick, style)
+            stock[name], distances[name] = found
     if "ray" not in without:
         parts.start_ray(cores=4)
     made = raced(workload, without)
@@ -103,12 +110,12 @@ def race(
         contender.close()
     if "ray" not in without:
         parts.stop_ray()
-    if stock:
-        again, other = stock_flower(workload, flower_rounds, quick)
-        distances[FLOWER] = max(distances[FLOWER], other)
-        kept = quiet_ones([*stock, *again])
-        seconds[FLOWER] = [time for _, time in kept]
-        others[FLOWER] = kept[-1][0]
+    for name, times in stock.items():
+        again, other = stock_flower(workload, flower_rounds, quick, FLOWERS[name])
+        distances[name] = max(distances[name], other)
+        kept = quiet_ones([*times, *again])
+        seconds[name] = [time for _, time in kept]
+        others[name] = kept[-1][0]
     return seconds, distances, others
 
 
@@ -121,7 +128,7 @@ def table(
     """Return a row a contender: speed, ratios, time added, distance from the plain loop."""
     middle = {name: quartiles(times)[1] for name, times in seconds.items()}
     bare, stock = middle[parts.Bare.name], middle.get(FLOWER)
-    reference = middle.get(parts.Reference.name)
+    quickstart, reference = middle.get(QUICKSTART), middle.get(parts.Reference.name)
     rows: list[Row] = []
     for name, times in seconds.items():
         low, median, high = quartiles(times)
@@ -131,6 +138,7 @@ def table(
                 "clients/s": workload.cohort / median,
                 "x bare": bare / median,
                 "x stock Flower": stock / median if stock else None,
+                "x quickstart": quickstart / median if quickstart else None,
                 "ms a round": 1e3 * median,
                 "quartiles": f"{1e3 * low:.3g}-{1e3 * high:.3g}",
                 "ms over reference": 1e3 * (median - reference) if reference else None,

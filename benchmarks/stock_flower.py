@@ -22,9 +22,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.quiet import Watch
 from benchmarks.workloads import BareLoop, Workload, find
+from fedopt.experiment import ModelFactory
 
 client_app = ClientApp()
 
@@ -44,12 +47,43 @@ def train(message: Message, context: Context) -> Message:
     arrays: Any = message.content["arrays"]
     workload, loop = cached_loop(config["workload"], config["quick"])
     client = int(context.node_config["partition-id"])
-    loop.model.load_state_dict(arrays.to_torch_state_dict())
     (order,) = workload.orders(config["server-round"], [client])
-    examples = loop.train(client, order)
+    if config["style"] == "quickstart":
+        model, examples = train_as_quickstart(workload, client, order, arrays)
+    else:
+        loop.model.load_state_dict(arrays.to_torch_state_dict())
+        model, examples = loop.model, loop.train(client, order)
     metrics = MetricRecord({"num-examples": examples, "client": client})
-    content = RecordDict({"arrays": ArrayRecord(loop.model.state_dict()), "metrics": metrics})
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content, reply_to=message)
+
+
+@lru_cache(maxsize=1)
+def cached_data(workload: Workload) -> tuple[ModelFactory, list[TensorDataset]]:
+    """Return what makes the model, and the clients' data, made once a process."""
+    tensors = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in workload.data()]
+    return workload.experiment(name="inline").model_factory, [TensorDataset(*t) for t in tensors]
+
+
+def train_as_quickstart(
+    workload: Workload, client: int, order: torch.Tensor, arrays: ArrayRecord
+) -> tuple[nn.Module, int]:
+    """Train one client as Flower's PyTorch quickstart does, in the given order of examples."""
+    make_model, data = cached_data(workload)
+    model = make_model()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    loader = DataLoader(data[client], workload.batch_size, sampler=order.tolist())
+    criterion = nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=workload.lr)
+    model.train()
+    running_loss = 0.0
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = criterion(model(x), y)
+        loss.backward()
+        optimizer.step()
+        running_loss += loss.item()
+    return model, len(data[client])
 
 
 class TimedFedAvg(FedAvg):
@@ -89,7 +123,7 @@ class TimedFedAvg(FedAvg):
         return result
 
 
-def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
+def measure(name: str, rounds: int, quick: bool, style: str) -> dict[str, Any]:
     """Run Flower's simulation; return seconds a round and the distance from the plain loop."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -104,7 +138,7 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
             grid=grid,
             initial_arrays=ArrayRecord(loop.model.state_dict()),
             num_rounds=rounds,
-            train_config=ConfigRecord({"workload": name, "quick": quick}),
+            train_config=ConfigRecord({"workload": name, "quick": quick, "style": style}),
         )
 
     began = time.perf_counter()
@@ -137,8 +171,10 @@ def main() -> None:
     parser.add_argument("workload")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--style", choices=["kept", "quickstart"], default="kept")
     options = parser.parse_args()
-    print(json.dumps(measure(options.workload, options.rounds, options.quick)))
+    found = measure(options.workload, options.rounds, options.quick, options.style)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

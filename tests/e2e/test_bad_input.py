@@ -69,7 +69,12 @@ CASES = {
     "unequal lengths": (["data=files", "data.path=short.npz"], ["short.npz", "60", "50"]),
     "unknown strategy": (
         ["strategy=scafold"],
-        ["strategy.name", "scafold", 'Did you mean "scaffold"?', "fedavg, fedprox, scaffold"],
+        [
+            "strategy.name",
+            "scafold",
+            'Did you mean "scaffold"?',
+            "fedavg, fedprox, mofedsam, scaffold",
+        ],
     ),
     "too few outputs": (["model=mymodel:few_outputs"], ["model", "(2, 3)", "10 classes"]),
     "wrong inputs": (["model=mymodel:wrong_inputs"], ["model", "(2, 1, 8, 8)"]),
@@ -99,6 +104,36 @@ CASES = {
     "scaffold with adam": (
         ["strategy=scaffold", "local.optimizer=adam"],
         ["strategy.option", "Adam", "sgd"],
+    ),
+    "radius below zero": (["local.sam.rho=-0.1"], ["local.sam.rho", "got -0.1", ">= 0", "0.05"]),
+    "share of the rise": (
+        ["local.schedule=one_cycle", "local.schedule.pct_start=1"],
+        ["local.schedule.pct_start", "got 1", "(0, 1)"],
+    ),
+    "unknown schedule": (
+        ["local.schedule=onecycle"],
+        ["local.schedule.name", '"onecycle"', 'Did you mean "one_cycle"?', "swa_cyclic"],
+    ),
+    "lower rate above the optimizer's": (
+        ["local.schedule=cyclical", "local.schedule.base_lr=0.2"],
+        ["local.schedule.base_lr", "got 0.2", "<= max_lr = 0.1"],
+    ),
+    "averaging after the end": (
+        ["server.swa.start=4"],
+        ["server.swa.start", "round 4", "1..3", "[0, 1)"],
+    ),
+    "nothing to keep": (
+        ["local.optimizer_state=keep"],
+        ["local.optimizer_state", '"keep"', "sgd without momentum", '"reset"'],
+    ),
+    "mofedsam without sam": (["strategy=mofedsam"], ["local.sam.rho", "got 0", "> 0", "0.05"]),
+    "plateau without validation": (
+        ["local.schedule=plateau"],
+        ["evaluation.validation_clients", "got 0", "validation_loss", "> 0", "train_loss"],
+    ),
+    "optimizer that evaluates the loss": (
+        ["local.optimizer=torch.optim:LBFGS"],
+        ["local.optimizer.name", "LBFGS", "closure"],
     ),
 }
 
