@@ -21,8 +21,8 @@ from fedopt.client.trainer import Engine
 from fedopt.errors import ConfigError
 from fedopt.models.layout import ParameterLayout
 
-UNFUSED_PARAMETERS = 20_000
-"""Models up to this size are stacked on a CPU even where the update cannot be fused."""
+TWICE_DIFFERENTIABLE = 20_000
+"""Parameters up to which clients are stacked on a CPU where the gradient is differentiated too."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def choose_engine(
         return loop("two clients' parameters would not fit into the cache")
     if is_fused(recipe):
         return stacked("dense layers, fused update")
-    if layout.size <= UNFUSED_PARAMETERS:
-        return stacked("dense layers, small model")
-    return loop("the update cannot be fused, and the model is not small")
+    if recipe.penalty and layout.size > TWICE_DIFFERENTIABLE:
+        return loop("the gradient is differentiated too, and the model is not small")
+    return stacked("dense layers")
 
 
 def build_engine(

@@ -182,7 +182,12 @@ def test_the_engine_is_chosen_by_a_fixed_rule() -> None:
     dense = nn.Sequential(nn.Linear(784, 200), nn.ReLU(), nn.Linear(200, 10))
     conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 2))
     assert choose_engine("auto", dense, Recipe(Sgd()), cpu).name == "stacked"
-    assert choose_engine("auto", dense, Recipe(Adam()), cpu).name == "loop"
+    assert choose_engine("auto", dense, Recipe(Adam()), cpu).name == "stacked"
+    assert choose_engine("auto", dense, Recipe(Sgd(), penalty=0.1), cpu).name == "loop"
+    small = nn.Linear(60, 10)
+    assert choose_engine("auto", small, Recipe(Sgd(), penalty=0.1), cpu).name == "stacked"
+    huge = nn.Linear(3000, 1000)  # two of them do not fit into the cache
+    assert choose_engine("auto", huge, Recipe(Sgd()), cpu).name == "loop"
     assert choose_engine("auto", nn.Linear(60, 10), Recipe(Adam()), cpu).name == "stacked"
     chosen = choose_engine("auto", conv, Recipe(Sgd()), cpu)
     assert (chosen.name, chosen.reason.split()[0]) == ("loop", "convolutions")
