@@ -17,13 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_table
-from fedopt.config import (
-    CHOICES,
-    DEFAULT_NAMES,
-    Config,
-    LocalTable,
-    RunTable,
-)
+from fedopt.config import CHOICES, DEFAULT_NAMES, Config, RunTable
 from fedopt.registry import KINDS, Entry, entries
 
 TARGET = Path(__file__).with_name("config.md")
@@ -64,14 +58,15 @@ def reference() -> str:
     parts = [HEAD, "## Tables\n", "### Top of the file\n", fields_table(RunTable)]
     for key in ("data", "partition", "model", "strategy"):
         parts += [f"### `[{key}]`\n", choice_text(key)]
-    parts += ["### `[local]`\n", fields_table(LocalTable)]
-    parts += ["### `[local.optimizer]`\n", choice_text("local.optimizer")]
     for key, table in Config.TABLES.items():
         parts += [f"### `[{key}]`\n", f"{table.__doc__}\n", fields_table(table)]
+        for choice in CHOICES:
+            if choice.startswith(f"{key}."):
+                parts += [f"### `[{choice}]`\n", choice_text(choice)]
     parts.append("## What can be named\n")
     parts.append(
-        "`fedopt list` prints the same. Where a model or a loss is named,\n"
-        '`"package.module:name"` names your own ([extending](extending.md)).\n'
+        "`fedopt list` prints the same. Where a strategy, an optimizer, a model or a loss is\n"
+        'named, `"package.module:name"` names your own ([extending](extending.md)).\n'
     )
     for kind, key in KINDS.items():
         parts.append(f"### {kind.capitalize()}: `{key}`\n")

@@ -284,11 +284,10 @@ def _parse(tree: Mapping[str, Any]) -> Config:
     for key in CHOICES:
         values[field_name(key)] = checked(_choice, key, _table(tables, key))
     for key, schema in Config.TABLES.items():
-        given = _table(tables, key)
+        given, inner = _table(tables, key), _inner(key)
         if isinstance(given, Mapping):
-            inner = {k.removeprefix(f"{key}.") for k in _NESTED if k.startswith(f"{key}.")}
             given = {k: v for k, v in given.items() if k not in inner}
-        values[field_name(key)] = checked(validate, schema, given, key)
+        values[field_name(key)] = checked(validate, schema, given, key, inner)
     if problems:
         raise ConfigError("\n".join(problems))
     local_table = values["local"]
@@ -301,6 +300,11 @@ def _parse(tree: Mapping[str, Any]) -> Config:
 
 _NESTED = tuple(key for key in (*CHOICES, *Config.TABLES) if "." in key)
 """Tables inside tables."""
+
+
+def _inner(key: str) -> list[str]:
+    """Return the names of the tables inside a table."""
+    return [k.removeprefix(f"{key}.") for k in _NESTED if k.startswith(f"{key}.")]
 
 
 def _refuse_unknown(tables: dict[str, Any], problems: list[str]) -> None:
@@ -318,7 +322,7 @@ def _refuse_unknown(tables: dict[str, Any], problems: list[str]) -> None:
             problems.append(f"{key}: expected a table, got {given!r}.")
             del tables[key]
             continue
-        inner = [k.removeprefix(f"{key}.") for k in _NESTED if k.startswith(f"{key}.")]
+        inner = _inner(key)
         for name in given:
             if name not in inner:
                 hint = did_you_mean(name, inner)
@@ -346,15 +350,16 @@ def _check_together(config: Config) -> None:
     swa = config.server_swa
     if swa.is_on and swa.first_round(config.rounds) > config.rounds:
         raise ConfigError(
-            f"averaging would begin in round {swa.start}, but the last is {config.rounds}; "
-            f"use a round in 1..{config.rounds} or a share in [0, 1)",
+            f"got {swa.start}: averaging would begin in round {swa.first_round(config.rounds)}, "
+            f"but the last is {config.rounds}; use a round in 1..{config.rounds}, a smaller share "
+            "or a smaller every",
             key="server.swa.start",
         )
     metric = getattr(config.schedule.options, "metric", "")
     if metric.startswith("validation") and not config.evaluation.validation_clients:
         raise ConfigError(
-            f'"plateau" watches "{metric}", which is measured only with '
-            "evaluation.validation_clients > 0",
+            f'got 0, but the schedule "plateau" watches "{metric}"; use a number > 0 (and '
+            'data.validation_fraction > 0), or local.schedule.metric = "train_loss"',
             key="evaluation.validation_clients",
         )
 

@@ -58,6 +58,10 @@ class RunError(FedoptError):
     """A run cannot go on: every client failed, a worker cannot be replaced, a lost reply."""
 
 
+class NotFiniteError(RunError):
+    """The server's model is not finite: training has diverged."""
+
+
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean "x"?` for the nearest allowed word, or an empty string."""
     near = difflib.get_close_matches(got, list(allowed), n=1, cutoff=0.6)

@@ -204,6 +204,13 @@ class Experiment:
         strategy = load_strategy(self.config.strategy.name)
         strategy.check(self.config.strategy.options, self.recipe)
         self.rates()
+        metric = getattr(self.config.schedule.options, "metric", "")
+        if metric.endswith("accuracy") and self.population.classes is None:
+            raise ConfigError(
+                f'got "{metric}", but the data have real targets; use "validation_loss" or '
+                '"train_loss"',
+                key="local.schedule.metric",
+            )
         wanted = self.config.evaluation.validation_clients
         if wanted and not self.population.has_validation:
             raise ConfigError(

@@ -11,6 +11,7 @@ from fedopt.client.recipe import LocalAverage, Recipe, Sharpness
 from fedopt.config import Config
 from fedopt.errors import ConfigError
 from fedopt.optim.adapter import make_rule
+from fedopt.optim.rules import Rule
 from fedopt.optim.transforms import GradientTransforms
 from fedopt.schedules import make_schedule
 from fedopt.schedules.plateau import Plateau
@@ -22,19 +23,20 @@ def make_recipe(config: Config) -> Recipe:
     Raises:
         ConfigError: the optimizer cannot be made, or does not go with what is asked of it.
     """
-    rule, _ = make_rule(config.optimizer.name, **config.optimizer.options.model_dump())
+    rule, _ = configured_rule(config)
     sam, gradient, swa = config.sam, config.gradient, config.local_swa
     kept = config.local.optimizer_state
     if kept != "reset" and not rule.is_elementwise:
         raise ConfigError(
             f'"{kept}" needs to know what the optimizer remembers, which '
-            f'"{config.optimizer.name}" does not tell; use "reset" or one of fedopt\'s own',
+            f'"{config.optimizer.name}" does not tell; use "reset", or sgd with momentum, adam, '
+            "adamw, adagrad, rmsprop or lion",
             key="local.optimizer_state",
         )
     if kept != "reset" and not rule.slots:
         raise ConfigError(
             f'"{kept}" has nothing to keep: {config.optimizer.name} without momentum remembers '
-            'nothing between steps; use "reset"',
+            'nothing between steps; use "reset", or set local.optimizer.momentum > 0',
             key="local.optimizer_state",
         )
     return Recipe(
@@ -68,9 +70,10 @@ def cycles_momentum(config: Config, momentum: float | None) -> bool:
     wanted = getattr(config.schedule.options, "cycle_momentum", False)
     if wanted is None:
         return bool(momentum)
-    if wanted and momentum is None:
+    if wanted and not momentum:
         raise ConfigError(
-            f"{config.optimizer.name} has no momentum to cycle; use false",
+            f"got true, but {config.optimizer.name} has no momentum to cycle"
+            f"{'' if momentum is None else ' (it is 0)'}; use false, or an optimizer with momentum",
             key="local.schedule.cycle_momentum",
         )
     return bool(wanted)
@@ -83,6 +86,9 @@ def make_rates(config: Config, recipe: Recipe, nominal_steps: int) -> RatePlan:
         config: the configuration.
         recipe: how the clients take their steps.
         nominal_steps: the local steps that a round counts for.
+
+    Raises:
+        ConfigError: the schedule's bounds do not go with the optimizer's learning rate.
     """
     options = config.schedule.options.model_dump()
     scope = options.pop("scope")
@@ -91,13 +97,32 @@ def make_rates(config: Config, recipe: Recipe, nominal_steps: int) -> RatePlan:
     lr = base_lr(config)
     if config.schedule.name == "plateau":  # the server sends the factor with each round
         return RatePlan(make_schedule("constant", lr), scope, config.rounds, nominal_steps)
-    schedule = make_schedule(config.schedule.name, lr, **options)
+    try:
+        schedule = make_schedule(config.schedule.name, lr, **options)
+    except ConfigError as error:  # begins with the schedule's name
+        text = str(error).removeprefix(f"{config.schedule.name}.")
+        raise ConfigError(f"local.schedule.{text}") from None
     return RatePlan(schedule, scope, config.rounds, nominal_steps)
 
 
 def base_lr(config: Config) -> float:
     """Return the optimizer's learning rate, which schedules begin with or are derived from."""
-    return make_rule(config.optimizer.name, **config.optimizer.options.model_dump())[1]
+    return configured_rule(config)[1]
+
+
+def configured_rule(config: Config) -> tuple[Rule, float]:
+    """Return the update rule of `[local.optimizer]` and its learning rate.
+
+    Raises:
+        ConfigError: the optimizer cannot be made; the key is that of the configuration.
+    """
+    try:
+        return make_rule(config.optimizer.name, **config.optimizer.options.model_dump())
+    except ConfigError as error:
+        blamed = error.key or "optimizer"
+        key = "name" if blamed == "optimizer" else blamed
+        text = str(error).removeprefix(f"{blamed}: ")
+        raise ConfigError(text, key=f"local.optimizer.{key}") from error.__cause__
 
 
 def make_plateau(config: Config) -> Plateau | None:

@@ -10,7 +10,6 @@ Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", sect
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ import numpy.typing as npt
 
 from fedopt.analysis.progress import Progress
 from fedopt.config import Choice, Config
-from fedopt.errors import ConfigError, DivergenceError
+from fedopt.errors import ConfigError, DivergenceError, NotFiniteError
 from fedopt.experiment import Experiment
 from fedopt.local import base_lr
 from fedopt.recorder import Recorder
@@ -145,6 +144,7 @@ def range_test(
             update={"every": rounds, "validation_clients": 0, "sharpness_every": 0}
         ),
         server_swa=type(config.server_swa)(),
+        engine=config.engine.model_copy(update={"on_client_error": "fail"}),
     )
     experiment = Experiment.from_config(tested)
     watch = _Watch(progress)
@@ -154,9 +154,14 @@ def range_test(
         recorder.strategy.lr_factors = {
             round: rate / base for round, rate in enumerate(rates.tolist(), start=1)
         }
-        with suppress(DivergenceError, _EnoughError), grid_class(experiment) as grid:
-            train(experiment, recorder, grid)
-    losses = np.full(rounds, np.inf)
-    losses[: len(watch.losses)] = watch.losses
-    done = min(len(watch.losses) + 1, rounds)  # the round that diverged is the last of the curve
-    return RangeTest(rates[:done], losses[:done], suggest(rates[:done], losses[:done]))
+        diverged = False
+        try:
+            with grid_class(experiment) as grid:
+                train(experiment, recorder, grid)
+        except _EnoughError:
+            pass
+        except (DivergenceError, NotFiniteError):
+            diverged = True  # in the round after those that were recorded
+    losses = np.array([*watch.losses, *([np.inf] if diverged else [])])
+    done = len(losses)
+    return RangeTest(rates[:done], losses, suggest(rates[:done], losses))

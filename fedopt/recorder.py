@@ -92,6 +92,7 @@ class Recorder:
         self._rates = experiment.rates()
         self._average: ModelAverage | None = None
         self._averaged_state: ModelState | None = None
+        self._seen = 0  # the last round whose model there is
         self._population: dict[str, Any] = {}
         self._test = experiment.population.test()
 
@@ -128,6 +129,7 @@ class Recorder:
             if config.server_swa.is_on:
                 self._average = self._new_average()
                 self._average.load(latest.vectors)
+            self._seen = latest.round
             self._totals |= latest.totals
         else:
             arrays = to_record(initial)
@@ -151,6 +153,7 @@ class Recorder:
 
     def observe(self, round: int) -> None:
         """Let the running average see the model after a round."""
+        self._seen = round
         if self._average is None and self.experiment.config.server_swa.is_on:
             self._average = self._new_average()
         if self._average is not None:
@@ -161,28 +164,38 @@ class Recorder:
         config = self.experiment.config
         return ModelAverage(config.server_swa, config.rounds, self.strategy.layout.size)
 
+    def complete(self, evaluator: Evaluator, grid: Grid) -> None:
+        """Make the averaged model, which a run resumed after its last round does not have yet."""
+        if self._averaged_state is None:
+            self._make_averaged_state(evaluator, grid)
+
     def _averaged_metrics(self, evaluator: Evaluator, grid: Grid) -> dict[str, float]:
         """Return what the averaged model measures on the test set, once there is one."""
+        self._make_averaged_state(evaluator, grid)
+        if self._averaged_state is None:
+            return {}
+        measured = self._measured(evaluator, self._averaged_state)
+        columns = set(names(ROUND_COLUMNS))
+        return {f"swa_{k}": v for k, v in measured.items() if f"swa_{k}" in columns}
+
+    def _make_averaged_state(self, evaluator: Evaluator, grid: Grid) -> None:
+        """Make the averaged model with its statistics, once something was averaged."""
         average, strategy = self._average, self.strategy
         if average is None or not average.models:
-            return {}
+            return
         layout = strategy.layout
         state = ModelState(average.mean().to(layout.dtype), strategy.state.buffers)
         config = self.experiment.config
         clients = min(config.server_swa.batch_norm_clients, strategy.sampler.clients)
-        round = strategy.record.round if strategy.record is not None else 0
         self._averaged_state = with_statistics(
             grid,
             state,
             to_record(layout.named(state)),
             evaluator.statistics,
-            strategy.sampler.sample(round, clients, "batch_norm").tolist(),
-            round,
+            strategy.sampler.sample(self._seen, clients, "batch_norm").tolist(),
+            self._seen,
             ConfigRecord(self.message_config),
         )
-        measured = self._measured(evaluator, self._averaged_state)
-        columns = set(names(ROUND_COLUMNS))
-        return {f"swa_{k}": v for k, v in measured.items() if f"swa_{k}" in columns}
 
     def _measured(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
         test = self._test
@@ -394,6 +407,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         skip_failed=config.engine.on_client_error == "skip",
         validation_clients=config.evaluation.validation_clients,
         evaluate_every=config.evaluation.every,
+        rounds=config.rounds,
         buffers=tuple(spec.name for spec in layout.buffers),
         folder=folder,
         optimizer_state=experiment.recipe.optimizer_state,

@@ -179,6 +179,7 @@ def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
         is_measured = round % config.evaluation.every == 0 or round == config.rounds
         metrics = recorder.evaluate(evaluator, grid, arrays) if is_measured else {}
         recorder.record(strategy.record, metrics)
+    recorder.complete(evaluator, grid)
 
 
 def server_app() -> ServerApp:

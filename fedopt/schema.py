@@ -171,8 +171,9 @@ class ServerSwaTable(Table):
 
     start: StrictInt | StrictFloat | None = Field(
         None,
-        description="when averaging begins: a share of the rounds in [0, 1), or a round in "
-        "1..rounds (default: off; 0 where decay is given); 0.75 is usual",
+        description="when averaging begins: after a share of the rounds in [0, 1), with the "
+        "every-th round from there, or in a round, 1..rounds (default: off; 0 where decay is "
+        "given); 0.75 is usual",
     )
     every: int = Field(1, ge=1, description="rounds between the models averaged, >= 1")
     decay: float | None = Field(
@@ -204,9 +205,13 @@ class ServerSwaTable(Table):
         return self.start is not None or self.decay is not None
 
     def first_round(self, rounds: int) -> int:
-        """Return the first round whose model is averaged, in 1..rounds."""
-        start = self.start or 0
-        return start if isinstance(start, int) and start else int(start * rounds) + 1
+        """Return the first round whose model is averaged.
+
+        After a share of the rounds it is the `every`-th: with the cyclic rate of the same start
+        and length, the last of a cycle, where the rate is lowest.
+        """
+        start = self.start or 0.0
+        return start if isinstance(start, int) else int(start * rounds) + self.every
 
 
 class SystemTable(Table):

@@ -10,13 +10,14 @@ from pydantic import BaseModel, ValidationError
 from fedopt.errors import ConfigError, did_you_mean
 
 
-def validate(model: type[Any], value: Any, prefix: str) -> Any:
+def validate(model: type[Any], value: Any, prefix: str, tables: Sequence[str] = ()) -> Any:
     """Return a table checked against its schema.
 
     Args:
         model: the schema, a pydantic model.
         value: the table; a bare word is its name, where it has one.
         prefix: dotted key of the table, "" at the top.
+        tables: names of the tables inside it, which are checked elsewhere.
 
     Raises:
         ConfigError: naming every bad key, its value, what is allowed, and the nearest match.
@@ -32,7 +33,7 @@ def validate(model: type[Any], value: Any, prefix: str) -> Any:
         by_key: dict[Any, list[Any]] = {}
         for problem in error.errors():
             by_key.setdefault(problem["loc"][:1], []).append(problem)
-        lines = [explain(model, problems, prefix, value) for problems in by_key.values()]
+        lines = [explain(model, problems, prefix, value, tables) for problems in by_key.values()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -42,7 +43,11 @@ def _number(value: Any) -> Any:
 
 
 def explain(
-    model: type[BaseModel], problems: Sequence[Any], prefix: str, values: Mapping[str, Any]
+    model: type[BaseModel],
+    problems: Sequence[Any],
+    prefix: str,
+    values: Mapping[str, Any],
+    tables: Sequence[str] = (),
 ) -> str:
     """Say pydantic's problems with one key as `key: what is wrong, what is allowed`."""
     problem = problems[0]
@@ -52,7 +57,7 @@ def explain(
         return f"{prefix}.{text}" if prefix else text
     name = location[0] if location else ""
     key = ".".join(part for part in (prefix, name) if part)
-    allowed = list(model.model_fields)
+    allowed = [*model.model_fields, *tables]
     if problem["type"] == "extra_forbidden":
         known = ", ".join(allowed) or "none"
         return f"{key}: unknown key.{did_you_mean(name, allowed)} Known: {known}."

@@ -230,7 +230,11 @@ LOCAL = {
 FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "local.sam": by_schema(SamTable, rho=st.floats(1e-3, 10)),
     "local.gradient": by_schema(GradientTable),
-    "local.swa": {"last_steps": small, "decay": st.floats(0.1, 0.9)},
+    "local.swa": {
+        "last_steps": small,
+        "last_epochs": positive,  # one of the two, see `trees`
+        "decay": st.floats(0.1, 0.9),
+    },
     "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99)),
     "system": {"stragglers": unit},
     "engine": {
@@ -289,6 +293,9 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     sam = tree.get("local", {}).get("sam", {})
     if sam.get("adaptive") or sam.get("corrected"):
         sam.setdefault("rho", 0.05)
+    swa = tree.get("local", {}).get("swa", {})
+    if "last_steps" in swa:
+        swa.pop("last_epochs", None)
     schedule = tree.get("local", {}).get("schedule", {})
     if schedule.get("name") == "plateau":
         schedule["metric"] = "train_loss"
@@ -351,8 +358,7 @@ def test_the_property_tests_leave_no_key_out() -> None:
             missing = set(entry.options.model_fields) - set(names[entry.name]) - CROSS_CHECKED
             assert not missing, f"{key}.{entry.name}: {missing}"
     for key, keys in FIXED.items():
-        missing = {"last_epochs"} if key == "local.swa" else set()  # excludes last_steps
-        assert set(keys) | missing == set(Config.TABLES[key].model_fields), key
+        assert set(keys) == set(Config.TABLES[key].model_fields), key
     assert {*FIXED, "local"} == set(Config.TABLES)
     defaults = Config()
     assert set(TOP) == set(type(defaults.run).model_fields)
@@ -428,6 +434,48 @@ BAD = {
     "local.optimizer.momentum=1": "local.optimizer.momentum",
     "local.optimizer.nesterov=1": "local.optimizer.nesterov",
     "local.optimizer.nesterov=true": "local.optimizer.nesterov",
+    "local.optimizer_state=keeps": "local.optimizer_state",
+    "local.optimizer_state=true": "local.optimizer_state",
+    "local.nominal_steps=0": "local.nominal_steps",
+    "local.nominal_steps=2.5": "local.nominal_steps",
+    "local.sam=0.05": "local.sam",
+    "local.sam.rho=-0.1": "local.sam.rho",
+    "local.sam.rho=nan": "local.sam.rho",
+    "local.sam.eta=-1": "local.sam.eta",
+    "local.sam.adaptive=1": "local.sam.adaptive",
+    "local.sam.adaptive=true": "local.sam.adaptive",
+    "local.sam.corrected=true": "local.sam.corrected",
+    "local.gradient=3": "local.gradient",
+    "local.gradient.penalty=-1": "local.gradient.penalty",
+    "local.gradient.skip_norm=-1": "local.gradient.skip_norm",
+    "local.gradient.skip_nonfinite=1": "local.gradient.skip_nonfinite",
+    "local.gradient.clip_norm=0": "local.gradient.clip_norm",
+    "local.gradient.clip_value=0": "local.gradient.clip_value",
+    "local.gradient.noise_eta=0": "local.gradient.noise_eta",
+    "local.gradient.noise_gamma=-0.1": "local.gradient.noise_gamma",
+    "local.swa=true": "local.swa",
+    "local.swa.last_steps=0": "local.swa.last_steps",
+    "local.swa.last_epochs=0": "local.swa.last_epochs",
+    "local.swa.decay=0": "local.swa.decay",
+    "local.swa.decay=1.0": "local.swa.decay",
+    "local.schedule=3": "local.schedule",
+    "local.schedule.scope=epoch": "local.schedule.scope",
+    "local.schedule.warmup=-1": "local.schedule.warmup",
+    "local.schedule.warmup_start_factor=0": "local.schedule.warmup_start_factor",
+    "local.schedule=multi_step": "local.schedule.milestones",
+    "local.schedule=plateau": "evaluation.validation_clients",
+    "server=3": "server",
+    "server.lr=1": "server.lr",
+    "server.swa=3": "server.swa",
+    "server.swa.start=0": "server.swa.start",
+    "server.swa.start=1.0": "server.swa.start",
+    "server.swa.start=-0.1": "server.swa.start",
+    "server.swa.start=true": "server.swa.start",
+    "server.swa.start=201": "server.swa.start",
+    "server.swa.every=0": "server.swa.every",
+    "server.swa.decay=1.0": "server.swa.decay",
+    "server.swa.batch_norm_clients=0": "server.swa.batch_norm_clients",
+    "engine.precision=fp8": "engine.precision",
     "model.hidden=[]": "model.hidden",
     "model.hidden=[8, 0]": "model.hidden",
     "model.hidden=[true]": "model.hidden",
@@ -463,6 +511,7 @@ def test_bad_values_are_blamed_on_their_key_once(override: str) -> None:
         (["model=cnn", "model.channels=[8, 8, 8]"], "model.channels"),
         (["model=cnn", "model.kernel_size=4"], "model.kernel_size"),
         (["local.epochs=1", "local.steps=2"], "local.steps"),
+        (["local.swa.last_steps=2", "local.swa.last_epochs=1"], "local.swa.last_epochs"),
     ],
 )
 def test_bad_combinations_are_blamed_on_one_key(overrides: list[str], key: str) -> None:
@@ -488,12 +537,190 @@ def test_bad_combinations_are_blamed_on_one_key(overrides: list[str], key: str) 
         ("local.optimizer=adamm", "local.optimizer.name", "adam"),
         ("engine=inlin", "engine.name", "inline"),
         ("engine.on_client_error=skp", "engine.on_client_error", "skip"),
+        ("local.optimizer_state=kep", "local.optimizer_state", "keep"),
+        ("local.schedule=onecycle", "local.schedule.name", "one_cycle"),
+        ("local.schedule=cossine", "local.schedule.name", "cosine"),
+        ("local.schedule.scope=acros", "local.schedule.scope", "across"),
+        ("local.sam.roh=0.1", "local.sam.roh", "rho"),
+        ("local.samm.rho=0.1", "local.samm", "sam"),
+        ("local.gradient.clipnorm=1", "local.gradient.clipnorm", "clip_norm"),
+        ("local.swa.last_step=1", "local.swa.last_step", "last_steps"),
+        ("server.swaa.start=1", "server.swaa", "swa"),
+        ("server.swa.strat=1", "server.swa.strat", "start"),
+        ("strategy=mofedsan", "strategy.name", "mofedsam"),
     ],
 )
 def test_misspelt_words_bring_the_nearest(override: str, key: str, nearest: str) -> None:
     text = message(override)
     assert text.startswith(f"{key}: ")
     assert f'Did you mean "{nearest}"?' in text
+
+
+SCHEDULES = {
+    "one_cycle pct_start=0": ("pct_start", "got 0;", "(0, 1)"),
+    "one_cycle pct_start=1": ("pct_start", "got 1;", "(0, 1)"),
+    "one_cycle div_factor=0.5": ("div_factor", "got 0.5;", ">= 1"),
+    "one_cycle warmup=3": ("warmup", "its own warm-up"),
+    "one_cycle base_momentum=0.96": ("base_momentum", "<= max_momentum = 0.95", "got 0.96"),
+    "one_cycle total_steps=5": ("total_steps", "Known: scope, max_lr"),
+    "cyclical base_lr=0.2 max_lr=0.1": ("max_lr", ">= base_lr = 0.2", "got 0.1"),
+    "cyclical mode=triangle": ("mode", "got 'triangle'", 'Did you mean "triangular"?'),
+    "swa_cyclic lr1=0.1 lr2=0.2": ("lr2", "<= lr1 = 0.1", "got 0.2"),
+    "multi_step milestones=[3,3]": ("milestones", "rising integers >= 1", "got [3, 3]"),
+    "cosine T_max=0": ("T_max", "got 0;", ">= 1"),
+    "cosine t_max=9": ("t_max", "unknown key", 'Did you mean "T_max"?'),
+    "step gamma=1.1": ("gamma", "got 1.1;", "(0, 1]"),
+    "plateau factor=1.0": ("factor", "got 1.0;", "(0, 1)"),
+    "plateau scope=across": ("scope", "got 'across'", "'round'"),
+    "plateau warmup=3": ("warmup", "no warm-up"),
+    "plateau metric=loss": ("metric", "got 'loss'", "'validation_loss'"),
+}
+"""A schedule with options -> the key to blame, and what the message says besides."""
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_options_of_schedules_are_refused_with_their_range(case: str) -> None:
+    name, *options = case.split()
+    key, *says = SCHEDULES[case]
+    text = message(f"local.schedule={name}", *(f"local.schedule.{o}" for o in options))
+    assert text.startswith(f"local.schedule.{key}: ")
+    assert len(text.splitlines()) == 1
+    assert not [word for word in says if word not in text], text
+
+
+SAM, KEEP, MOMENTUM = "local.sam.rho=0.05", "local.optimizer_state=keep", "local.optimizer.momentum"
+ADAM, SCAFFOLD, MOFEDSAM = "local.optimizer=adam", "strategy=scaffold", "strategy=mofedsam"
+CYCLES = "local.schedule.cycle_momentum=true"
+
+TOGETHER: dict[str, tuple[list[str], list[str]]] = {
+    "nothing to keep": (
+        [KEEP],
+        ["local.optimizer_state: ", '"keep"', "sgd without momentum", '"reset"', "momentum > 0"],
+    ),
+    "nothing to average": (
+        ["local.optimizer_state=average"],
+        ["local.optimizer_state: ", '"average"', "sgd without momentum", '"reset"'],
+    ),
+    "state of torch's own": (
+        [KEEP, "local.optimizer=nadam"],
+        ["local.optimizer_state: ", '"keep"', '"nadam"', '"reset"', "adam, adamw"],
+    ),
+    "option II with adam": (
+        [SCAFFOLD, ADAM],
+        ["strategy.option: ", 'got "II"', "Adam does not allow", 'use "I"', "sgd"],
+    ),
+    "option II with torch's own": (
+        [SCAFFOLD, "local.optimizer=radam"],
+        ["strategy.option: ", "RAdam does not allow", 'use "I"'],
+    ),
+    "option II with kept momentum": (
+        [SCAFFOLD, KEEP, f"{MOMENTUM}=0.9"],
+        ["strategy.option: ", 'got "II"', "momentum of earlier rounds", '"keep"', 'use "I"'],
+    ),
+    "mofedsam without sam": (
+        [MOFEDSAM],
+        ["local.sam.rho: ", "got 0", "mofedsam", "> 0"],
+    ),
+    "mofedsam with adam": (
+        [MOFEDSAM, SAM, ADAM],
+        ["local.optimizer.name: ", "Adam", "mofedsam", "use sgd"],
+    ),
+    "mofedsam with kept momentum": (
+        [MOFEDSAM, SAM, KEEP, f"{MOMENTUM}=0.9"],
+        ["local.optimizer_state: ", 'got "keep"', "mofedsam", 'use "reset"'],
+    ),
+    "momentum of zero cycled": (
+        ["local.schedule=one_cycle", CYCLES],
+        ["local.schedule.cycle_momentum: ", "got true", "sgd", "it is 0", "use false"],
+    ),
+    "no momentum cycled": (
+        ["local.schedule=cyclical", CYCLES, "local.optimizer=adagrad"],
+        ["local.schedule.cycle_momentum: ", "got true", "adagrad", "use false"],
+    ),
+    "lower rate above the optimizer's": (
+        ["local.schedule=cyclical", "local.schedule.base_lr=0.2"],
+        ["local.schedule.base_lr: ", "<= max_lr = 0.1", "got 0.2"],
+    ),
+    "least rate above the optimizer's": (
+        ["local.schedule=cosine", "local.schedule.eta_min=1.0"],
+        ["local.schedule.eta_min: ", "<= lr = 0.1", "got 1"],
+    ),
+    "optimizer that evaluates the loss": (
+        ["local.optimizer=torch.optim:LBFGS"],
+        ["local.optimizer.name: ", '"torch.optim:LBFGS"', "closure"],
+    ),
+    "no such class": (
+        ["local.optimizer=torch.optim:Adamm"],
+        ["local.optimizer.name: ", 'no "Adamm"', 'Did you mean "Adam"?'],
+    ),
+    "no optimizer": (
+        ["local.optimizer=torch.nn:Linear"],
+        ["local.optimizer.name: ", '"torch.nn:Linear"', "torch.optim.Optimizer"],
+    ),
+    "option of a class": (
+        ["local.optimizer=torch.optim:RAdam", "local.optimizer.betaz=3"],
+        ["local.optimizer.betaz: ", "got 3", 'Did you mean "betas"?', "Known: lr, betas"],
+    ),
+    "rate of a class": (
+        ["local.optimizer=torch.optim:RAdam", "local.optimizer.lr=-1"],
+        ["local.optimizer.lr: ", "got -1", "> 0"],
+    ),
+    "validation without splits": (
+        ["evaluation.validation_clients=3"],
+        ["evaluation.validation_clients: ", "got 3", "data.validation_fraction > 0"],
+    ),
+    "plateau without validation": (
+        ["local.schedule=plateau"],
+        ["evaluation.validation_clients: ", "got 0", '"validation_loss"', '"train_loss"'],
+    ),
+    "bf16 of float64": (
+        ["engine.precision=bf16", "dtype=float64"],
+        ["engine.precision: ", '"bf16"', '"float32"', '"float64"'],
+    ),
+    "averaging after the end": (
+        ["server.swa.start=9", "rounds=8"],
+        ["server.swa.start: ", "round 9", "last is 8", "1..8", "[0, 1)"],
+    ),
+}
+"""What tables refuse of each other: words of the command line -> what the message says."""
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_techniques_that_do_not_go_together_are_refused_with_the_reason(case: str) -> None:
+    from fedopt.experiment import Experiment
+
+    overrides, says = TOGETHER[case]
+    with pytest.raises(ConfigError) as caught:
+        Experiment.from_config(load(None, ["model=logistic", *overrides]))
+    text = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert text.startswith(says[0])
+    assert len(text.splitlines()) == 1
+    assert not [word for word in says if word not in text], text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [KEEP, f"{MOMENTUM}=0.9"],
+        [KEEP, ADAM],
+        [SCAFFOLD, f"{MOMENTUM}=0.9"],
+        [SCAFFOLD, ADAM, "strategy.option=I"],
+        [SCAFFOLD, KEEP, f"{MOMENTUM}=0.9", "strategy.option=I"],
+        [SCAFFOLD, SAM, "local.swa.last_steps=2"],
+        [MOFEDSAM, SAM, f"{MOMENTUM}=0.9"],
+        ["local.schedule=one_cycle", CYCLES, ADAM],
+        ["local.schedule=one_cycle"],
+        ["local.schedule=plateau", "local.schedule.metric=train_loss"],
+        ["local.schedule=cyclical", "local.schedule.base_lr=0.2", "local.optimizer.lr=0.3"],
+        ["server.swa.decay=0.9"],
+        ["server.swa.start=200"],
+    ],
+)
+def test_their_neighbours_are_allowed(overrides: list[str]) -> None:
+    from fedopt.experiment import Experiment
+
+    Experiment.from_config(load(None, ["model=logistic", *overrides]))
 
 
 def test_several_problems_are_reported_together() -> None:

@@ -62,7 +62,7 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
         DataError: there are fewer than two pairs, the two differ in length, a number is not
             finite, or the level is out of range.
 
-    Source: Student (1908), The probable error of a mean, section IX.
+    Source: Student (1908), The probable error of a mean.
     """
     if len(a) != len(b):
         raise DataError(f"pairs need two numbers each, got {len(a)} and {len(b)} numbers")

@@ -106,6 +106,8 @@ class Node:
         examples, buffers = {}, {}
         for client in integers(config, "clients"):
             data = experiment.population.train(client)
+            if data.size < 2:  # one example has no variance
+                continue
             seed = torch_seed(experiment.config.seed, "batch_norm", round, client)
             seed_torch(seed, torch.device(experiment.config.engine.device))
             examples[client] = data.size

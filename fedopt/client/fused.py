@@ -88,13 +88,14 @@ class _Forward:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        if self.fused.step is None or x.dim() != 2:
+        if self.fused.step is None:
             return nn.functional.linear(x, weight, bias)
         own = None if bias is None else bias.detach()
+        rows = x.reshape(-1, x.shape[-1])
         found: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            x, self.fused.token, weight.detach(), own, self.fused.step, self.names
+            rows, self.fused.token, weight.detach(), own, self.fused.step, self.names
         )
-        return found
+        return found.view(*x.shape[:-1], -1)
 
 
 class _Linear(torch.autograd.Function):

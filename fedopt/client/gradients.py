@@ -47,3 +47,16 @@ def gradients_of(
         second = torch.autograd.grad(norm, parameters, allow_unused=True)
         found = [g if h is None else g + penalty * h for g, h in zip(found, second, strict=True)]
     return [g.detach() for g in found]
+
+
+def owned(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients that may be changed in place: each with memory of its own."""
+    seen: set[int] = set()
+    own = []
+    for gradient in gradients:
+        # Autograd may hand out one tensor twice, or an expanded scalar.
+        if gradient.data_ptr() in seen or 0 in gradient.stride():
+            gradient = gradient.clone(memory_format=torch.contiguous_format)
+        seen.add(gradient.data_ptr())
+        own.append(gradient)
+    return own

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
 from fedopt.client.fused import FusedLinears, SgdStep
-from fedopt.client.gradients import gradients_of, passes
+from fedopt.client.gradients import gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.stacked import is_fused
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
+from fedopt.models.batch_norm import statistics_batches
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.optim.averaging import update_batch_norm
 from fedopt.optim.rules import Sgd
@@ -101,9 +102,11 @@ class LoopEngine:
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets)
             bound.load(start)
+            seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
         batches = self._batches(plan, inputs, targets)
         if recipe.is_plain and terms.gradient_scale == 1:
             loss_sum = self._take_plain_steps(plan, batches, start, terms)
+            seen = int(plan.offsets[-1])
             rates = plan.learning_rates.tolist()
             lr_sum = recipe.rule.effective_lr_sum(rates)
             result = LocalResult(
@@ -116,12 +119,12 @@ class LoopEngine:
             steps = LocalSteps(
                 recipe, self.layout, self._group, start, terms, plans, self._seed, round
             )
-            loss_sum = self._take_steps(steps, batches)
+            loss_sum, seen = self._take_steps(steps, batches)
             result = self._outcome(steps, start, plan, inputs, targets)
         return replace(
             result,
             buffers=(bound.buffers() - start.buffers.cpu()).unsqueeze(0),
-            train_loss=(loss_sum / int(plan.offsets[-1])).unsqueeze(0),
+            train_loss=(loss_sum / seen).unsqueeze(0),
             full_gradient=None if full is None else full.unsqueeze(0),
         )
 
@@ -195,10 +198,12 @@ class LoopEngine:
                 loss_sum += loss.detach() * len(batch[1])
         return loss_sum
 
-    def _take_steps(self, steps: LocalSteps, batches: Iterator[Batch]) -> Tensor:
-        """Take steps by the recipe; return the sum of the examples' losses."""
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+    def _take_steps(self, steps: LocalSteps, batches: Iterator[Batch]) -> tuple[Tensor, int]:
+        """Take steps by the recipe; return sum and number of the losses of those that happen."""
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        can_skip = self._recipe.can_skip
         for number, batch in enumerate(batches):
+            before = self._bound.kept_buffers() if can_skip else []
             loss, gradients = self._gradients(batch)
 
             def again(batch: Batch = batch) -> list[Tensor]:
@@ -206,9 +211,13 @@ class LoopEngine:
                     return _stacked(self._gradients(batch)[1])
 
             with torch.no_grad():
-                steps.take(number, _stacked(gradients), again)
-                loss_sum += loss * len(batch[1])
-        return loss_sum
+                applied = steps.take(number, _stacked(gradients), again)
+                if applied is None or applied[0]:
+                    loss_sum += loss * len(batch[1])
+                    seen += len(batch[1])
+                else:  # nothing of a step that is skipped remains
+                    self._bound.restore_buffers(before)
+        return loss_sum, seen
 
     def _outcome(
         self,
@@ -223,8 +232,9 @@ class LoopEngine:
         if steps.averages is not None:
             last = (bound.flat - start.parameters).unsqueeze(0)
             torch._foreach_copy_(self._group, steps.averages)
-            if bound.has_batch_statistics:
-                update_batch_norm(bound.module, self._epoch(plan, inputs))
+            if bound.has_batch_statistics and plan.examples > 1:
+                size = -(-plan.examples // plan.steps_per_epoch)
+                update_batch_norm(bound.module, statistics_batches(inputs, size))
         keeps = self._recipe.optimizer_state != "reset"
         state, counters = steps.optimizer_state() if keeps else ({}, None)
         return LocalResult(
@@ -263,10 +273,6 @@ class LoopEngine:
         pieces = [order[a:b] for a, b in pairwise(plan.offsets.tolist())]
         return ((inputs[p], targets[p]) for p in pieces)
 
-    def _epoch(self, plan: ClientPlan, inputs: Tensor) -> Iterator[Tensor]:
-        """Return all of the client's inputs, in batches of the size that it trains with."""
-        return iter(torch.split(inputs, -(-plan.examples // plan.steps_per_epoch)))
-
     def _full_gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of the loss over all examples at the current parameters, `[P]`."""
         module, parameters = self._bound.module, self._bound.parameters
@@ -281,15 +287,7 @@ class LoopEngine:
 
 def _stacked(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return gradients with a client axis, each with memory of its own."""
-    seen: set[int] = set()
-    own = []
-    for gradient in gradients:
-        # Autograd may hand out one tensor twice, or an expanded scalar.
-        if gradient.data_ptr() in seen or 0 in gradient.stride():
-            gradient = gradient.clone(memory_format=torch.contiguous_format)
-        seen.add(gradient.data_ptr())
-        own.append(gradient.unsqueeze(0))
-    return own
+    return [gradient.unsqueeze(0) for gradient in owned(gradients)]
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:

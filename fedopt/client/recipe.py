@@ -102,6 +102,12 @@ class Recipe:
         )
 
     @property
+    def rule_name(self) -> str:
+        """The class of the update rule, for messages."""
+        kind: type = getattr(self.rule, "kind", type(self.rule))
+        return kind.__name__
+
+    @property
     def can_skip(self) -> bool:
         """Whether a step may not happen because of its gradient."""
         return self.transforms.can_skip

@@ -177,6 +177,7 @@ class StackedEngine:
         batches = self._batches(plans, firsts)
         if is_fused(self._recipe, terms):
             loss_sum = self._take_fused_steps(inputs, targets, batches, start, terms)
+            seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
             result = LocalResult(
                 delta=self._displacement(start, self._parameters, self._delta[:clients]),
                 buffers=torch.zeros(clients, 0, dtype=torch.float64),
@@ -188,9 +189,8 @@ class StackedEngine:
             steps = LocalSteps(
                 self._recipe, self.layout, own, start, terms, plans, self._seed, round
             )
-            loss_sum = self._take_steps(steps, inputs, targets, batches)
+            loss_sum, seen = self._take_steps(steps, inputs, targets, batches)
             result = self._outcome(steps, start, clients)
-        seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
         return replace(result, train_loss=loss_sum / seen, full_gradient=full)
 
     def _outcome(self, steps: LocalSteps, start: ModelState, clients: int) -> LocalResult:
@@ -345,20 +345,30 @@ class StackedEngine:
 
     def _take_steps(
         self, steps: LocalSteps, inputs: Tensor, targets: Tensor, batches: Sequence[Batch]
-    ) -> Tensor:
-        """Take steps by the recipe; return each client's sum of losses, `[G]`."""
+    ) -> tuple[Tensor, Tensor]:
+        """Take steps by the recipe.
+
+        Returns:
+            Each client's sum and number of the losses of the steps that happen, `[G]`.
+        """
         clients = len(batches[0].lengths)
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
+        seen = torch.zeros(clients, dtype=torch.int64, device=self.device)
         for number, batch in enumerate(batches):
             losses, gradients = self._gradients(inputs, targets, batch)
-            loss_sum[: len(losses)] += losses
 
             def again(batch: Batch = batch) -> list[Tensor]:
                 return self._gradients(inputs, targets, batch)[1]
 
             with torch.no_grad():
-                steps.take(number, gradients, again)
-        return loss_sum
+                applied = steps.take(number, gradients, again)
+                lengths = batch.lengths
+                if applied is not None:
+                    mask = torch.from_numpy(applied).to(self.device)
+                    losses, lengths = losses.where(mask, 0), lengths * mask
+                loss_sum[: len(losses)] += losses
+                seen[: len(losses)] += lengths
+        return loss_sum, seen
 
     def _gradients(
         self, inputs: Tensor, targets: Tensor, batch: Batch

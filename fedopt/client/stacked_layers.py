@@ -119,6 +119,8 @@ class StackedEmbedding:
         """Return `[A, B, ..., D]`, recorded."""
         table = parameters[self._weight][: len(x)]
         rows = table.shape[1]
+        if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < rows):
+            raise IndexError(f"index out of range: the embedding has rows 0..{rows - 1}")
         first = torch.arange(len(x), device=x.device).view(-1, *(1,) * (x.dim() - 1)) * rows
         self._places = x + first
         if self._padding is None:
@@ -258,7 +260,7 @@ class StackedModule:
     def forward(self, x: Tensor) -> Tensor:
         """Apply the module and record it."""
         own = [self._parameters[i][: len(x)].detach().requires_grad_() for i in self._indices]
-        x = x.detach().requires_grad_()
+        x = x.detach().requires_grad_(x.is_floating_point())
         with torch.enable_grad():
             output = self._function(own, x)
         self._tape = _Taped(x, own, output)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedopt.client.algorithm import LocalTerms
+from fedopt.client.gradients import owned
 from fedopt.models.layout import ModelState, ParameterLayout
 
 
@@ -110,8 +111,8 @@ class Collect:
         self.gradients[index] = gradient.to(self._parameters[index].dtype)
 
     def all(self) -> list[Tensor]:
-        """Return the gradients of all parameters."""
-        return [gradient for gradient in self.gradients if gradient is not None]
+        """Return the gradients of all parameters, each with memory of its own."""
+        return owned([gradient for gradient in self.gradients if gradient is not None])
 
 
 def drift(

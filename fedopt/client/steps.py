@@ -69,14 +69,19 @@ class LocalSteps:
         self._noise = _Noise(layout, parameters[0].device, plans, seed, round)
         self._average = _Average(recipe, parameters, plans) if recipe.average else None
 
-    def take(self, step: int, gradients: Gradients, again: Callable[[], Gradients]) -> None:
-        """Take one step of the clients that are still training.
+    def take(
+        self, step: int, gradients: Gradients, again: Callable[[], Gradients]
+    ) -> npt.NDArray[np.bool_] | None:
+        """Take one step of the clients that are still training; return whose step happened.
 
         Args:
             step: number of the step in the round, from 0.
             gradients: of each client's objective at its parameters, `[A, *shape]` each; may be
                 overwritten.
             again: returns the gradients of the same batch at the parameters as they are then.
+
+        Returns:
+            `[A]`, or None where every step happens.
         """
         recipe, terms = self._recipe, self._terms
         active = len(gradients[0])
@@ -103,6 +108,7 @@ class LocalSteps:
         self._updates.apply(parameters, gradients, self._rates[:active, step], momenta, applied)
         if self._average is not None:
             self._average.add(step, parameters)
+        return applied
 
     def _corrected(self, gradients: Gradients) -> Gradients:
         """Return scale * g + correction, without changing the gradients."""

@@ -312,8 +312,11 @@ class Trainer:
         is_first = not sums.count
         good: list[int] = []
         good_weights: list[float] = []
+        sound = result.buffers.isfinite().all(-1).tolist()
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
-            if math.isfinite(loss) and math.isfinite(norm):
+            # A client that skipped all of its steps has no loss to tell.
+            has_loss = math.isfinite(loss) or skipped[i] == plan.steps
+            if has_loss and math.isfinite(norm) and sound[i]:
                 weight = float(plan.examples) if self._weight_by_examples else 1.0
                 status = Status.PARTIAL if plan.is_partial else Status.TRAINED
                 good.append(i)
@@ -322,7 +325,9 @@ class Trainer:
                 sums.count += 1
             else:
                 weight, status = 0.0, Status.FAILED
-                reason = f"training diverged: loss {loss}, norm of the update {norm}"
+                what = f"loss {loss}, norm of the update {norm}"
+                what += "" if sound[i] else ", statistics that are not finite"
+                reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
             outcome.reports.add(plan, status, loss, norm, weight, skipped[i], lr_sums[i])
         if not good:

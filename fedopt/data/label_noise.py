@@ -32,8 +32,7 @@ def flip_labels(
     Raises:
         ConfigError: the share is out of range, or there are no other classes.
 
-    Source: van Rooyen, Menon and Williamson (2015), Learning with Symmetric Label Noise,
-        section 2.
+    Source: van Rooyen, Menon and Williamson (2015), Learning with Symmetric Label Noise.
     """
     if not 0 <= share < 1:
         raise ConfigError(f"must be in [0, 1), got {share}", key=KEY)

@@ -55,3 +55,14 @@ def pooled(base: Tensor, clients: Sequence[tuple[int, Tensor]], places: Places) 
         out[mean_at] = mean
         out[variance_at] = (second - mean.square()).clamp_min(0)
     return out
+
+
+def statistics_batches(inputs: Tensor, size: int) -> Sequence[Tensor]:
+    """Return inputs cut evenly into batches of about `size`, none of one example but of one alone.
+
+    Args:
+        inputs: `[n, ...]`, n >= 1.
+        size: the size aimed at, >= 1.
+    """
+    count = min(-(-len(inputs) // size), len(inputs) // 2)
+    return torch.tensor_split(inputs, max(1, count))

@@ -226,12 +226,20 @@ class BoundModel:
     @contextmanager
     def frozen_buffers(self) -> Iterator[None]:
         """Leave the buffers as they are, whatever a forward pass does to them."""
-        kept = [buffer.clone() for buffer in self._buffers]
+        kept = self.kept_buffers()
         try:
             yield
         finally:
-            for buffer, value in zip(self._buffers, kept, strict=True):
-                buffer.copy_(value)
+            self.restore_buffers(kept)
+
+    def kept_buffers(self) -> list[Tensor]:
+        """Return copies of the buffers."""
+        return [buffer.clone() for buffer in self._buffers]
+
+    def restore_buffers(self, kept: Sequence[Tensor]) -> None:
+        """Put back what `kept_buffers` returned."""
+        for buffer, value in zip(self._buffers, kept, strict=True):
+            buffer.copy_(value)
 
     def buffers(self) -> Tensor:
         """Return the buffers `[Q]` in float64 on the CPU."""

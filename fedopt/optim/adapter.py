@@ -97,7 +97,9 @@ def make_rule(name: str, **options: Any) -> tuple[Rule, float]:
         try:
             return torch_rule(kind, **options)
         except ConfigError as error:
-            raise ConfigError(f'"{name}": {error}') from error.__cause__
+            if error.key:
+                raise
+            raise ConfigError(f'"{name}": {error}', key="optimizer") from error.__cause__
     entry = get("optimizers", name, key="optimizer")
     values = validate(entry.options, options, "").model_dump()
     lr = values.pop("lr")

@@ -163,10 +163,10 @@ def torch_rule(kind: Any, **options: Any) -> tuple[TorchRule, float]:
     if lr is None:
         parameter = inspect.signature(kind).parameters.get("lr")
         if parameter is None or parameter.default is inspect.Parameter.empty:
-            raise ConfigError(f"lr: required; {kind.__name__} has no default")
+            raise ConfigError(f"required; {kind.__name__} has no default", key="lr")
         lr = parameter.default
     if isinstance(lr, bool) or not isinstance(lr, int | float | Tensor) or not 0 < lr < torch.inf:
-        raise ConfigError(f"lr: got {lr!r}; must be a finite number > 0")
+        raise ConfigError(f"got {lr!r}; must be a finite number > 0", key="lr")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     return TorchRule(kind, values, float(lr)), float(lr)
 
@@ -190,8 +190,9 @@ def _check_names(kind: type[torch.optim.Optimizer], options: Mapping[str, Any]) 
         if name == "lr" or (name not in known and not takes_any):
             allowed = ", ".join(known) or "none"
             raise ConfigError(
-                f"{name}: unknown option of {kind.__name__}, got {value!r}."
-                f"{did_you_mean(name, known)} Known: {allowed}."
+                f"unknown option of {kind.__name__}, got {value!r}."
+                f"{did_you_mean(name, known)} Known: {allowed}.",
+                key=name,
             )
 
 

@@ -19,7 +19,7 @@ from fedopt.analysis.metrics import classification_metrics
 from fedopt.analysis.sharpness import sam_ball_increase, top_hessian_eigenvalue
 from fedopt.client.messages import content_of
 from fedopt.data.population import Examples
-from fedopt.models.batch_norm import Places, statistics_places
+from fedopt.models.batch_norm import Places, statistics_batches, statistics_places
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.optim.averaging import update_batch_norm
 from fedopt.records import from_record, integers, numbers, to_record
@@ -106,7 +106,7 @@ class Evaluator:
     def batch_statistics(self, state: ModelState, examples: Examples) -> Tensor:
         """Return the buffers `[Q]` with BatchNorm's statistics of some examples anew."""
         self._bound.load(state)
-        inputs = torch.split(torch.from_numpy(examples.x), self._batch_size)
+        inputs = statistics_batches(torch.from_numpy(examples.x), self._batch_size)
         update_batch_norm(self._bound.module, (part.to(self._device) for part in inputs))
         return self._bound.buffers()
 

@@ -89,6 +89,8 @@ def with_statistics(
 ) -> ModelState:
     """Return a model whose BatchNorm statistics are those of some clients' training data.
 
+    Clients with one example have no say; where all are such, the statistics stay as they are.
+
     Args:
         grid: reaches the clients.
         state: the model.
@@ -118,7 +120,9 @@ def with_statistics(
             integers(record, "clients"), integers(record, "examples"), strict=True
         ):
             found[client] = (n, tensors[str(client)])
-    ordered = [found[client] for client in clients]
+    ordered = [found[client] for client in clients if client in found]
+    if not ordered:
+        return state
     return ModelState(state.parameters, pooled(state.buffers, ordered, places))
 
 

@@ -78,15 +78,20 @@ class MoFedSam(FederatedStrategy):
         """Refuse a run without perturbation, or without a sum of learning rates."""
         if recipe.sam is None:
             raise ConfigError(
-                "mofedsam takes sharpness-aware steps: set local.sam.rho > 0 (0.05 is usual)",
+                "got 0, but mofedsam takes sharpness-aware steps; use a number > 0 (0.05 is usual)",
                 key="local.sam.rho",
             )
-        if recipe.rule.effective_lr_sum([1.0]) is None or recipe.optimizer_state != "reset":
+        if recipe.rule.effective_lr_sum([1.0]) is None:
             raise ConfigError(
-                "the momentum is the mean update over the sum of the round's learning rates, "
-                f"which {type(recipe.rule).__name__} with optimizer_state = "
-                f'"{recipe.optimizer_state}" does not have; use sgd that begins afresh each round',
-                key="strategy.name",
+                f"{recipe.rule_name} takes steps that are no sum of learning rates times "
+                "gradients, of which mofedsam's momentum is the mean; use sgd",
+                key="local.optimizer.name",
+            )
+        if recipe.optimizer_state != "reset":
+            raise ConfigError(
+                f'got "{recipe.optimizer_state}", but mofedsam\'s momentum is the mean update over '
+                'the sum of this round\'s learning rates alone; use "reset"',
+                key="local.optimizer_state",
             )
 
     def begin(self, layout: ParameterLayout) -> None:

@@ -29,7 +29,8 @@ class Federation:
         block_size: clients a block; None cuts the cohort into at most 32 blocks.
         skip_failed: whether a failing client is skipped and counted rather than ending the run.
         validation_clients: clients evaluated on their validation split; 0 for none.
-        evaluate_every: rounds between such evaluations.
+        evaluate_every: rounds between such evaluations; the last round always has one.
+        rounds: the last round, where it is known.
         buffers: names of floating arrays of the model that are not trained.
         folder: where client state is kept; None uses a temporary folder.
         optimizer_state: what becomes of the clients' optimizer state between rounds: `reset`,
@@ -48,6 +49,7 @@ class Federation:
     skip_failed: bool = False
     validation_clients: int = 0
     evaluate_every: int = 1
+    rounds: int | None = None
     buffers: tuple[str, ...] = ()
     folder: Path | None = None
     optimizer_state: str = "reset"

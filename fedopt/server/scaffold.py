@@ -114,13 +114,13 @@ class Scaffold(FederatedStrategy):
         rule = recipe.rule
         reason = ""
         if rule.effective_lr_sum([1.0]) is None:
-            reason = f"{type(rule).__name__} does not allow"
+            reason = f"{recipe.rule_name} does not allow"
         elif recipe.optimizer_state != "reset" and rule.slots:
             reason = f'momentum of earlier rounds ("{recipe.optimizer_state}") does not allow'
         if reason:
             raise ConfigError(
-                f"option II reads the mean gradient off the client's displacement, which "
-                f'{reason}; use option = "I", or sgd that begins afresh each round',
+                f'got "II", which reads the mean gradient off the client\'s displacement; '
+                f'{reason} that; use "I", or sgd that begins afresh each round',
                 key="strategy.option",
             )
 

@@ -44,4 +44,5 @@ class SharedOptimizerState:
             )
             if weight > 0
         ]
-        self._steps = self._steps + round(sum(applied) / len(applied))
+        if any(applied):
+            self._steps = self._steps + max(1, round(sum(applied) / len(applied)))

@@ -34,7 +34,7 @@ from fedopt.client.plan import happening_steps
 from fedopt.client.recipe import Recipe
 from fedopt.client.sums import BlockSums, SumTree
 from fedopt.client.trainer import Block, Reports, Status
-from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedopt.errors import ClientError, ConfigError, DivergenceError, NotFiniteError, RunError
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
@@ -205,7 +205,7 @@ class FederatedStrategy(Strategy):
         parameters = self._scratch.take(layout.size, layout.dtype)
         parameters.copy_(self.server_step(before, total))
         if not _is_finite(parameters):
-            raise RunError(f"the model is not finite after round {server_round}")
+            raise NotFiniteError(f"the model is not finite after round {server_round}")
         buffers = old.buffers + total.buffers / total.weight if len(old.buffers) else old.buffers
         named = layout.named(ModelState(parameters, buffers), copy=False)
         if self.store:
@@ -226,7 +226,8 @@ class FederatedStrategy(Strategy):
         """Ask for the loss on the validation splits of some clients, where that is wanted."""
         federation = self.federation
         count = min(federation.validation_clients, self.sampler.clients)
-        if not count or server_round % federation.evaluate_every:
+        is_due = server_round % federation.evaluate_every == 0
+        if not count or not (is_due or server_round == federation.rounds):
             return []
         clients = self.sampler.sample(server_round, count, "validation").tolist()
         nodes = sorted(grid.get_node_ids())
@@ -440,10 +441,13 @@ class FederatedStrategy(Strategy):
             if status in (Status.TRAINED, Status.PARTIAL)
         ]
         down, up = self.client_nbytes(self.layout)
+        # Clients that skipped every step have no loss.
+        known = [(loss, n) for loss, n in trained if math.isfinite(loss)]
+        seen = math.fsum(n for _, n in known)
         return RoundRecord(
             server_round,
             reports,
-            math.fsum(loss * n for loss, n in trained) / math.fsum(n for _, n in trained),
+            math.fsum(loss * n for loss, n in known) / seen if known else math.nan,
             bytes_down=len(reports.client) * down,
             bytes_up=len(trained) * up,
             lr_scale=self.lr_scale(server_round),

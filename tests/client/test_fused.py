@@ -116,3 +116,23 @@ def test_a_layer_that_is_used_twice_is_not_stacked() -> None:
     twice = nn.Linear(4, 4)
     with pytest.raises(NotStackableError, match="tied"):
         check_stackable(nn.Sequential(twice, nn.ReLU(), twice))
+
+
+def test_layers_over_positions_are_trained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs `[B, T, F]`: each layer sees all positions as rows."""
+    monkeypatch.setattr(fused, "LARGE", 30)
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 8), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
+    model = nn.Sequential(*layers).double()
+    rng = np.random.default_rng(0)
+    examples = Examples(rng.normal(size=(9, 2, 8)), rng.integers(0, 3, 9))
+    (plan,) = plan_clients(LocalWork(1, None, 4), 3, 1, [0], [9], constant_rates(0.1), [3])
+    layout = ParameterLayout.of(model)
+    start = layout.state({n: p.detach() for n, p in model.named_parameters()})
+    found = []
+    for large in (30, 10**9):
+        monkeypatch.setattr(fused, "LARGE", large)
+        engine = LoopEngine(copy.deepcopy(model), loss, Recipe(Sgd()), 3, CPU)
+        found.append(engine.train(start, 1, [plan], examples, LocalTerms()).delta)
+    torch.testing.assert_close(found[0], found[1], rtol=TOLERANCE, atol=TOLERANCE)
+    assert all(view.any() for view in layout.views(found[0][0]))

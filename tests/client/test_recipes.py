@@ -101,7 +101,12 @@ def assert_agree(results: list[tuple[int, LocalResult, int, LocalResult]]) -> No
             assert (mine is None) == (yours is None), name
             if mine is not None:
                 torch.testing.assert_close(
-                    mine[i], yours[0], rtol=TOLERANCE, atol=TOLERANCE, msg=f"{name}, {client}"
+                    mine[i],
+                    yours[0],
+                    rtol=TOLERANCE,
+                    atol=TOLERANCE,
+                    equal_nan=name == "train_loss",  # of a client that skipped every step
+                    msg=f"{name}, {client}",
                 )
         assert together.optimizer_state.keys() == alone.optimizer_state.keys()
         for slot, rows in together.optimizer_state.items():
@@ -565,3 +570,87 @@ def test_bfloat16_passes_keep_parameters_in_float32(recipe: Recipe) -> None:
         assert not torch.equal(full, half)
         # Adam turns rounding of small gradients into whole steps: some elements differ.
         assert float((full - half).norm() / full.norm()) < 0.1
+
+
+def poisoned_clients(scale: float = 1.0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three clients, of which the second has one example of class 2 and other inputs."""
+    rng = np.random.default_rng(1)
+    clients = [(rng.normal(size=(12, 6)).astype("float32"), rng.integers(0, 2, 12)) for _ in "abc"]
+    clients[1][1][5] = 2
+    clients[1] = (clients[1][0] * np.float32(scale), clients[1][1])
+    return clients
+
+
+def loss_without_class_two(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy that is NaN for a batch with class 2 in it."""
+    factor = torch.where((target == 2).any(), torch.nan, 1.0)
+    return loss(output, target) * factor
+
+
+@pytest.mark.parametrize("training", ["loop", "stacked"])
+@pytest.mark.parametrize("gradient", [{"skip_nonfinite": True}, {"skip_norm": 100.0}])
+def test_a_batch_without_a_finite_loss_is_skipped(training: str, gradient: dict[str, Any]) -> None:
+    """The run goes on; the loss is that of the steps that happened."""
+    run = fedopt.simulate(
+        model=lambda: network().float(),
+        loss=loss_without_class_two,
+        clients=poisoned_clients(),
+        clients_per_round=None,
+        rounds=3,
+        local={"epochs": 2, "batch_size": 4, "gradient": gradient},
+        engine={"name": "inline", "training": training},
+    )
+    skipped = run.clients.groupby("client")["skipped_steps"].sum()
+    assert skipped.tolist() == [0, 6, 0]
+    assert np.isfinite(run.clients["train_loss"]).all()
+    assert run.history["skipped_steps"].tolist() == [2, 2, 2]
+
+
+def test_a_skipped_step_leaves_the_statistics_alone() -> None:
+    def batch_norm() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+    for limit, batches in ((1e-9, 0), (1e9, 6)):
+        run = fedopt.simulate(
+            model=batch_norm,
+            clients=poisoned_clients(),
+            clients_per_round=None,
+            rounds=2,
+            local={"epochs": 1, "batch_size": 4, "gradient": {"skip_norm": limit}},
+            engine={"name": "inline"},
+        )
+        assert run.parameters()["1.num_batches_tracked"] == batches  # three a round
+        assert bool(run.parameters()["1.running_mean"].any()) == (batches > 0)
+        assert np.isnan(run.history["train_loss"]).all() == (batches == 0)
+
+
+def test_statistics_that_are_not_finite_fail_their_client() -> None:
+    def batch_norm() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+    with pytest.raises(fedopt.ClientError, match="statistics that are not finite"):
+        fedopt.simulate(
+            model=batch_norm,
+            clients=poisoned_clients(scale=1e21),
+            clients_per_round=None,
+            rounds=2,
+            local={"epochs": 1, "batch_size": 4},
+            engine={"name": "inline"},
+        )
+
+
+def test_dropout_is_the_same_in_both_engines_after_a_full_gradient() -> None:
+    runs = [
+        fedopt.simulate(
+            model=lambda: network(dropout=0.3),
+            clients=[(d.x, d.y) for d in population()],
+            clients_per_round=None,
+            rounds=3,
+            dtype="float64",
+            strategy={"name": "scaffold", "option": "I"},
+            engine={"name": "inline", "training": training},
+        )
+        for training in ("loop", "stacked")
+    ]
+    for name, value in runs[0].parameters().items():
+        torch.testing.assert_close(value, runs[1].parameters()[name], rtol=1e-9, atol=1e-9)

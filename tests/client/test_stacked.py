@@ -372,3 +372,19 @@ def test_inputs_that_are_no_integers_cannot_be_looked_up() -> None:
             clients_per_round=None,
             engine={"name": "inline"},
         )
+
+
+@pytest.mark.parametrize("token", [7, -1])
+def test_a_token_outside_the_table_is_its_own_clients_error(token: int) -> None:
+    """It must not read the table of the client beside."""
+    rng = np.random.default_rng(3)
+    clients = [(rng.integers(0, 7, (6, 3)), rng.integers(0, 2, 6)) for _ in range(3)]
+    clients[1][0][4, 1] = token
+    with pytest.raises(fedopt.ClientError, match=r"client 1.*(?s:.*)index out of range"):
+        fedopt.simulate(
+            model=lambda: nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(12, 2)),
+            clients=clients,
+            clients_per_round=None,
+            rounds=1,
+            engine={"name": "inline", "training": "stacked"},
+        )

@@ -91,6 +91,39 @@ def test_same_bits_twice_and_others_for_another_seed(inline, strategy):
     assert inline["fedavg"] != inline["scaffold"]
 
 
+EVERYTHING = {
+    "data": {"validation_fraction": 0.2},
+    "evaluation": {"validation_clients": 5},
+    "local": {
+        "epochs": 2,
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "optimizer_state": "average",
+        "schedule": {"name": "one_cycle", "scope": "across"},
+        "sam": {"rho": 0.05, "adaptive": True},
+        "gradient": {"penalty": 0.01, "skip_norm": 3.0, "clip_norm": 1.0, "noise_eta": 1e-6},
+        "swa": {"last_epochs": 1},
+    },
+    "server": {"swa": {"start": 2}},
+    "system": {"stragglers": 0.3},
+}
+
+
+def test_all_techniques_at_once_have_the_same_bits():
+    def run(engine, **workers):
+        settings = tables("fedprox", engine, **EVERYTHING)
+        settings["engine"] |= workers
+        return fedopt.simulate(settings)
+
+    expected = run("inline")
+    assert expected.summary["swa"]["models"] == 3
+    for workers in (1, 2):
+        found = run("ray", workers=workers)
+        for fact in ("model_sha256", "swa"):
+            assert found.summary[fact] == expected.summary[fact]
+        columns = [name for name in expected.history if name != "wall_seconds"]
+        assert found.history[columns].equals(expected.history[columns])
+
+
 class Assassin(SilentProgress):
     """Kills the first worker after some rounds."""
 

@@ -13,6 +13,7 @@ from torch import nn
 
 import fedopt
 from fedopt.errors import ClientError, ConfigError, DivergenceError, RunError
+from fedopt.schedules import momenta, values
 
 # The iterations contract by a factor < 1 a round; after 80 rounds roundings of 1e-16 are left,
 # divided by one minus the factor. The issue is convergence to the right point, not the last bit.
@@ -92,6 +93,54 @@ def test_option_two_reads_the_gradient_under_momentum(
     """Dividing by K lr instead of the true sum of coefficients would end elsewhere, or diverge."""
     local = {"optimizer": optimizer}
     run = simulate(scaffold(option="II"), local=local, engine={"training": training}, rounds=250)
+    assert weight(run) == pytest.approx(OPTIMUM, abs=EXACT)
+
+
+CYCLE = {"name": "one_cycle", "base_momentum": 0.4, "max_momentum": 0.6}
+
+
+@pytest.mark.parametrize("training", ENGINES)
+def test_scaffold_divides_by_the_effective_sum_under_one_cycle(training: str) -> None:
+    """Rates and momenta change in every step; c_i is still the mean gradient of the round.
+
+    A gradient g_j moves the parameters by the sum over k >= j of lr_k times the momenta of the
+    steps j + 1..k, so L adds these coefficients up over all j.
+    """
+    local = {"optimizer": {"lr": 0.04, "momentum": 0.5}, "schedule": CYCLE}
+    run = simulate(
+        scaffold(), local=local, engine={"training": training}, rounds=12, keep_parameters=True
+    )
+    options = {k: v for k, v in CYCLE.items() if k != "name"}
+    rates = values("one_cycle", STEPS, lr=0.04, **options)
+    moments = momenta("one_cycle", STEPS, lr=0.04, **options)
+    assert moments is not None
+    effective = sum(
+        rates[k] * np.prod(moments[j + 1 : k + 1]) for j in range(STEPS) for k in range(j, STEPS)
+    )
+    np.testing.assert_allclose(run.clients["lr_sum"], effective, rtol=1e-12)
+    x, c, c_i = 0.0, 0.0, [0.0, 0.0]
+    for round in range(1, 13):
+        moved, changes = [], []
+        for i, (a, b) in enumerate(zip(A, B, strict=True)):
+            y, v = x, 0.0
+            for lr, momentum in zip(rates, moments, strict=True):
+                v = momentum * v + a * (y - b) - c_i[i] + c
+                y -= lr * v
+            new = c_i[i] - c + (x - y) / effective
+            moved.append(y - x)
+            changes.append(new - c_i[i])
+            c_i[i] = new
+        x, c = x + float(np.mean(moved)), c + float(np.mean(changes))
+        # Some hundred roundings of numbers around ten.
+        assert weight(run, round) == pytest.approx(x, abs=1e-12)
+        controls = run.state(round)["client_control_variate"]
+        assert [float(controls[i]["weight"]) for i in (0, 1)] == pytest.approx(c_i, abs=1e-11)
+        assert mean_control_gap(run, round, population=2) < 1e-13
+
+
+def test_scaffold_goes_to_the_optimum_under_one_cycle() -> None:
+    local = {"optimizer": {"lr": 0.04, "momentum": 0.5}, "schedule": CYCLE}
+    run = simulate(scaffold(), local=local, rounds=300)
     assert weight(run) == pytest.approx(OPTIMUM, abs=EXACT)
 
 
