@@ -235,7 +235,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "last_epochs": positive,  # one of the two, see `trees`
         "decay": st.floats(0.1, 0.9),
     },
-    "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99)),
+    "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99), every=st.just(1)),
     "system": {"stragglers": unit},
     "engine": {
         "name": st.sampled_from(["inline", "ray"]),
@@ -679,7 +679,7 @@ TOGETHER: dict[str, tuple[list[str], list[str]]] = {
     ),
     "averaging after the end": (
         ["server.swa.start=9", "rounds=8"],
-        ["server.swa.start: ", "round 9", "last is 8", "1..8", "[0, 1)"],
+        ["server.swa.start: got 9", "round 9", "last is 8", "1..8", "smaller share"],
     ),
 }
 """What tables refuse of each other: words of the command line -> what the message says."""

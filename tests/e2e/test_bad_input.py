@@ -120,7 +120,7 @@ CASES = {
     ),
     "averaging after the end": (
         ["server.swa.start=4"],
-        ["server.swa.start", "round 4", "1..3", "[0, 1)"],
+        ["server.swa.start: got 4", "round 4", "1..3", "smaller share"],
     ),
     "nothing to keep": (
         ["local.optimizer_state=keep"],
