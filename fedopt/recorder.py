@@ -39,8 +39,8 @@ from fedopt.seeds import torch_generator
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
-from fedopt.server.model_average import ModelAverage, with_statistics
-from fedopt.server.rounds import Federation, RoundRecord
+from fedopt.server.model_average import ModelAverage
+from fedopt.server.rounds import Federation, RoundRecord, is_due
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
 
@@ -92,7 +92,6 @@ class Recorder:
         self._rates = experiment.rates()
         self._average: ModelAverage | None = None
         self._averaged_state: ModelState | None = None
-        self._seen = 0  # the last round whose model there is
         self._population: dict[str, Any] = {}
         self._test = experiment.population.test()
 
@@ -118,6 +117,8 @@ class Recorder:
         self._evaluator = evaluator
         initial = layout.named(model_state(experiment.build_model(), layout))
         self._initial = self._measured(evaluator, layout.state(initial))
+        if config.server_swa.is_on:
+            self._average = ModelAverage(config.server_swa, config.rounds, layout.size)
         if self._checkpoints:
             latest = self._checkpoints[-1]
             # In the model's order: a checkpoint's file holds them sorted by name, and the flat
@@ -126,10 +127,8 @@ class Recorder:
             rows = {c.round: c.client_rows for c in self._checkpoints}
             self.strategy.prepare(arrays, rows)
             self.strategy.load_saved_vectors(latest.vectors)
-            if config.server_swa.is_on:
-                self._average = self._new_average()
-                self._average.load(latest.vectors)
-            self._seen = latest.round
+            if self._average is not None:
+                self._average.load(latest.vectors, latest.round)
             self._totals |= latest.totals
         else:
             arrays = to_record(initial)
@@ -142,66 +141,53 @@ class Recorder:
         return arrays, first
 
     def evaluate(self, evaluator: Evaluator, grid: Grid, arrays: ArrayRecord) -> dict[str, float]:
-        """Evaluate a model on the test set; large ones on all nodes of a simulation."""
-        test = self._test
-        shares = isinstance(grid, DirectGrid) and len(grid.get_node_ids()) > 1
-        averaged = self._averaged_metrics(evaluator, grid)
-        if test is None or not shares or evaluator.batches(test) < 2:
-            return self._measured(evaluator, self.strategy.state) | averaged
-        config = ConfigRecord(self.message_config)
-        return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config)) | averaged
+        """Evaluate the model, and the averaged one, on the test set."""
+        metrics = self._measured(evaluator, self.strategy.state, grid, arrays)
+        averaged = self.averaged(evaluator, grid)
+        if averaged is not None:
+            measured = self._measured(evaluator, averaged, grid, None)
+            columns = set(names(ROUND_COLUMNS))
+            metrics |= {f"swa_{k}": v for k, v in measured.items() if f"swa_{k}" in columns}
+        return metrics
 
     def observe(self, round: int) -> None:
         """Let the running average see the model after a round."""
-        self._seen = round
-        if self._average is None and self.experiment.config.server_swa.is_on:
-            self._average = self._new_average()
         if self._average is not None:
             self._average.observe(round, self.strategy.state.parameters)
-            self._averaged_state = None
 
-    def _new_average(self) -> ModelAverage:
-        config = self.experiment.config
-        return ModelAverage(config.server_swa, config.rounds, self.strategy.layout.size)
+    def averaged(self, evaluator: Evaluator, grid: Grid) -> ModelState | None:
+        """Return the averaged model, where there is one; `finish` writes the last one returned."""
+        if self._average is not None:
+            config = ConfigRecord(self.message_config)
+            self._averaged_state = self._average.state(
+                grid, self.strategy, evaluator.statistics, config
+            )
+        return self._averaged_state
 
-    def complete(self, evaluator: Evaluator, grid: Grid) -> None:
-        """Make the averaged model, which a run resumed after its last round does not have yet."""
-        if self._averaged_state is None:
-            self._make_averaged_state(evaluator, grid)
+    def _measured(
+        self,
+        evaluator: Evaluator,
+        state: ModelState,
+        grid: Grid | None = None,
+        arrays: ArrayRecord | None = None,
+    ) -> dict[str, float]:
+        """Evaluate a model on the test set; on a large one all nodes of a simulation share.
 
-    def _averaged_metrics(self, evaluator: Evaluator, grid: Grid) -> dict[str, float]:
-        """Return what the averaged model measures on the test set, once there is one."""
-        self._make_averaged_state(evaluator, grid)
-        if self._averaged_state is None:
-            return {}
-        measured = self._measured(evaluator, self._averaged_state)
-        columns = set(names(ROUND_COLUMNS))
-        return {f"swa_{k}": v for k, v in measured.items() if f"swa_{k}" in columns}
-
-    def _make_averaged_state(self, evaluator: Evaluator, grid: Grid) -> None:
-        """Make the averaged model with its statistics, once something was averaged."""
-        average, strategy = self._average, self.strategy
-        if average is None or not average.models:
-            return
-        layout = strategy.layout
-        state = ModelState(average.mean().to(layout.dtype), strategy.state.buffers)
-        config = self.experiment.config
-        clients = min(config.server_swa.batch_norm_clients, strategy.sampler.clients)
-        self._averaged_state = with_statistics(
-            grid,
-            state,
-            to_record(layout.named(state)),
-            evaluator.statistics,
-            strategy.sampler.sample(self._seen, clients, "batch_norm").tolist(),
-            self._seen,
-            ConfigRecord(self.message_config),
-        )
-
-    def _measured(self, evaluator: Evaluator, state: ModelState) -> dict[str, float]:
+        Args:
+            evaluator: evaluates here.
+            state: the model.
+            grid: reaches nodes that could share the work, if any.
+            arrays: the same model as named arrays, where they are made already.
+        """
         test = self._test
         if test is None or not test.size:
             return {}
-        return _test_metrics(evaluator.measure(state, test))
+        shares = isinstance(grid, DirectGrid) and len(grid.get_node_ids()) > 1
+        if grid is None or not shares or evaluator.batches(test) < 2:
+            return _test_metrics(evaluator.measure(state, test))
+        arrays = arrays or to_record(evaluator.layout.named(state))
+        config = ConfigRecord(self.message_config)
+        return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config))
 
     def record(self, record: RoundRecord, metrics: Mapping[str, float]) -> None:
         """Record a round; write a checkpoint where one is due."""
@@ -309,9 +295,7 @@ class Recorder:
         """Return the columns of the test loss's sharpness, where the round has them."""
         config, test = self.experiment.config, self._test
         wanted = config.evaluation
-        due = wanted.sharpness_every and (
-            round % wanted.sharpness_every == 0 or round == config.rounds
-        )
+        due = wanted.sharpness_every and is_due(round, wanted.sharpness_every, config.rounds)
         if not due or test is None or not test.size or self._evaluator is None:
             return {}
         first = slice(wanted.sharpness_examples)

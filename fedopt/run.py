@@ -33,6 +33,7 @@ from fedopt.recorder import Recorder, make_strategy
 from fedopt.registry import Options, get
 from fedopt.results import Run
 from fedopt.server.evaluation import Evaluator
+from fedopt.server.rounds import is_due
 from fedopt.single_thread import single_thread
 
 __all__ = ["Run", "execute", "in_memory", "preview", "server_app", "simulate", "train"]
@@ -176,10 +177,10 @@ def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
         questions = list(strategy.configure_evaluate(round, arrays, message_config, grid))
         if questions:
             strategy.aggregate_evaluate(round, grid.send_and_receive(questions))
-        is_measured = round % config.evaluation.every == 0 or round == config.rounds
+        is_measured = is_due(round, config.evaluation.every, config.rounds)
         metrics = recorder.evaluate(evaluator, grid, arrays) if is_measured else {}
         recorder.record(strategy.record, metrics)
-    recorder.complete(evaluator, grid)
+    recorder.averaged(evaluator, grid)  # which a run resumed after its last round has yet to make
 
 
 def server_app() -> ServerApp:

@@ -22,6 +22,7 @@ from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.stacked import is_fused
+from fedopt.client.stacked_steps import drift
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.models.batch_norm import statistics_batches
@@ -167,22 +168,18 @@ class LoopEngine:
         rule, layout = self._recipe.rule, self.layout
         assert isinstance(rule, Sgd)
         shrink = terms.proximal + rule.weight_decay
-        drift: dict[str, Tensor] = {}
-        if terms.proximal or terms.correction is not None:
-            flat = terms.proximal * start.parameters
-            if terms.correction is not None:
-                flat = flat - terms.correction[0]
-            names = (spec.name for spec in layout.parameters)
-            drift = dict(zip(names, layout.views(flat), strict=True))
+        names = (spec.name for spec in layout.parameters)
+        pull = drift(terms, layout, start, 1)
+        drifts = {} if pull is None else {n: p[0] for n, p in zip(names, pull, strict=True)}
         others: list[Tensor] = []
         pulls: list[Tensor] = []
         for parameter, spec in zip(self._bound.parameters, layout.parameters, strict=True):
             if spec.name not in fused.names:
                 others.append(parameter)
-                pulls.extend([drift[spec.name]] if drift else [])
+                pulls.extend([drifts[spec.name]] if drifts else [])
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, lr in zip(batches, plan.learning_rates.tolist(), strict=True):
-            fused.step = SgdStep(lr, shrink, drift)
+            fused.step = SgdStep(lr, shrink, drifts)
             try:
                 loss = self._loss(self._bound.module(batch[0]), batch[1])
                 *gradients, _ = torch.autograd.grad(loss, [*others, fused.token])
@@ -235,18 +232,7 @@ class LoopEngine:
             if bound.has_batch_statistics and plan.examples > 1:
                 size = -(-plan.examples // plan.steps_per_epoch)
                 update_batch_norm(bound.module, statistics_batches(inputs, size))
-        keeps = self._recipe.optimizer_state != "reset"
-        state, counters = steps.optimizer_state() if keeps else ({}, None)
-        return LocalResult(
-            delta=(bound.flat - start.parameters).unsqueeze(0),
-            buffers=torch.empty(0),
-            train_loss=torch.empty(0),
-            lr_sum=steps.lr_sums(),
-            last=last,
-            skipped=steps.skipped if self._recipe.can_skip else None,
-            optimizer_state=state,
-            optimizer_steps=counters,
-        )
+        return steps.result((bound.flat - start.parameters).unsqueeze(0), last)
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Return the loss of a batch, and the gradients of the objective."""

@@ -43,8 +43,8 @@ def with_optimizer_state(
 
 
 @dataclass(frozen=True)
-class KeptState:
-    """Each client goes on with the optimizer's state of its own last round.
+class _Wrapped:
+    """A strategy's client side, of which subclasses change what the optimizer's state needs.
 
     Args:
         inner: the strategy's client side.
@@ -56,13 +56,32 @@ class KeptState:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """What the strategy sends: the state stays with the client."""
+        """The strategy's terms."""
         return self.inner.terms
 
     @property
     def state_fields(self) -> tuple[str, ...]:
+        """The strategy's fields."""
+        return self.inner.state_fields
+
+    @property
+    def state_scalars(self) -> tuple[str, ...]:
+        """The strategy's numbers."""
+        return state_scalars(self.inner)
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the optimizer's vectors among terms, broadcasts and fields."""
+        return tuple(OPTIMIZER + slot for slot in self.slots)
+
+
+class KeptState(_Wrapped):
+    """Each client goes on with the optimizer's state of its own last round."""
+
+    @property
+    def state_fields(self) -> tuple[str, ...]:
         """The strategy's fields and the slots."""
-        return (*self.inner.state_fields, *(OPTIMIZER + slot for slot in self.slots))
+        return (*self.inner.state_fields, *self.vectors)
 
     @property
     def state_scalars(self) -> tuple[str, ...]:
@@ -83,32 +102,13 @@ class KeptState:
         return ClientUpdate(update.terms, kept | {STEPS: result.optimizer_steps})
 
 
-@dataclass(frozen=True)
-class AveragedState:
-    """All clients go on with the weighted mean of the last cohort's optimizer states.
-
-    Args:
-        inner: the strategy's client side.
-        slots: names of the optimizer's vectors.
-    """
-
-    inner: LocalAlgorithm
-    slots: tuple[str, ...]
+class AveragedState(_Wrapped):
+    """All clients go on with the weighted mean of the last cohort's optimizer states."""
 
     @property
     def terms(self) -> tuple[str, ...]:
         """The strategy's terms and the slots."""
-        return (*self.inner.terms, *(OPTIMIZER + slot for slot in self.slots))
-
-    @property
-    def state_fields(self) -> tuple[str, ...]:
-        """The strategy's fields."""
-        return self.inner.state_fields
-
-    @property
-    def state_scalars(self) -> tuple[str, ...]:
-        """The strategy's numbers."""
-        return state_scalars(self.inner)
+        return (*self.inner.terms, *self.vectors)
 
     def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
         """Return the strategy's terms with the server's optimizer state."""

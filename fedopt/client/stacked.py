@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from fedopt.client.gradients import gradients_of, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.stacked_batches import Batch, group_batches
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
     StackedEmbedding,
@@ -29,8 +29,8 @@ from fedopt.client.stacked_layers import (
     StackedLinear,
     StackedModule,
 )
-from fedopt.client.stacked_steps import Batch, Collect, FusedSgd, drift
-from fedopt.client.steps import LocalSteps, table
+from fedopt.client.stacked_steps import Collect, FusedSgd, drift
+from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.optim.rules import Sgd
@@ -174,7 +174,7 @@ class StackedEngine:
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
             self._seed_clients(round, plans)
-        batches = self._batches(plans, firsts)
+        batches = group_batches(plans, firsts, self.device)
         if is_fused(self._recipe, terms):
             loss_sum = self._take_fused_steps(inputs, targets, batches, start, terms)
             seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
@@ -201,18 +201,7 @@ class StackedEngine:
         else:
             last = self._displacement(start, self._parameters, torch.empty_like(delta))
             self._displacement(start, steps.averages, delta)
-        keeps = self._recipe.optimizer_state != "reset"
-        state, counters = steps.optimizer_state() if keeps else ({}, None)
-        return LocalResult(
-            delta=delta,
-            buffers=torch.zeros(clients, 0, dtype=torch.float64),
-            train_loss=torch.empty(0),
-            lr_sum=steps.lr_sums(),
-            last=last,
-            skipped=steps.skipped if self._recipe.can_skip else None,
-            optimizer_state=state,
-            optimizer_steps=counters,
-        )
+        return steps.result(delta, last)
 
     def _displacement(self, start: ModelState, parameters: Sequence[Tensor], out: Tensor) -> Tensor:
         """Write w - x of the group's parameters into `out` `[G, P]`, and return it."""
@@ -257,68 +246,6 @@ class StackedEngine:
                 for ids in self._draw_ids
             ]
         return zip(self._generators, self._lengths.tolist(), strict=False)
-
-    def _batches(self, plans: Sequence[ClientPlan], firsts: Sequence[int]) -> list[Batch]:
-        """Return the steps of the group, resolved to rows of its examples."""
-        first = plans[0]
-        alike = all(p.offsets is first.offsets for p in plans)
-        rates = table([plan.learning_rates for plan in plans], first.steps)
-        if alike:
-            return self._even_batches(plans, firsts, rates)
-        steps = np.array([p.steps for p in plans])
-        lengths = np.zeros((len(plans), first.steps), dtype=np.int64)
-        for i, plan in enumerate(plans):
-            lengths[i, : plan.steps] = np.diff(plan.offsets)
-        width = int(lengths.max())
-        rows = np.zeros((len(plans), first.steps, width), dtype=np.int64)
-        columns = np.arange(width)
-        for i, plan in enumerate(plans):
-            places = plan.offsets[:-1, None] + np.minimum(
-                columns, lengths[i, : plan.steps, None] - 1
-            )
-            order = plan.order
-            rows[i, : plan.steps] = firsts[i] + (
-                places % plan.examples if order is None else order[places]
-            )
-        batches = []
-        for step in range(first.steps):
-            active = int(np.count_nonzero(steps > step))
-            now = lengths[:active, step]
-            longest = int(now.max())
-            batches.append(
-                Batch(
-                    torch.from_numpy(rows[:active, step, :longest].copy()).to(self.device),
-                    torch.from_numpy(now.copy()).to(self.device),
-                    bool((now < longest).any()),
-                    rates[:active, step],
-                )
-            )
-        return batches
-
-    def _even_batches(
-        self, plans: Sequence[ClientPlan], firsts: Sequence[int], rates: npt.NDArray[np.float64]
-    ) -> list[Batch]:
-        """Return the steps of clients that have equally many examples and steps."""
-        first = plans[0]
-        offsets = first.offsets.tolist()
-        starts = np.array(firsts)[:, None]
-        if first.order is None:
-            whole = np.tile(np.arange(first.examples), (len(plans), 1))
-            everything = torch.from_numpy(starts + whole).to(self.device)
-            pieces = [everything] * first.steps
-        else:
-            orders = np.stack([p.order for p in plans if p.order is not None])
-            rows = torch.from_numpy(starts + orders).to(self.device)
-            pieces = [rows[:, a:b] for a, b in pairwise(offsets)]
-        return [
-            Batch(
-                piece,
-                torch.full((len(plans),), piece.shape[1], device=self.device),
-                False,
-                rates[:, step],
-            )
-            for step, piece in enumerate(pieces)
-        ]
 
     # Steps -------------------------------------------------------------------------------------
 

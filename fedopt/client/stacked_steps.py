@@ -8,7 +8,6 @@ other recipe the gradients are kept, and `fedopt.client.steps` takes the step.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,23 +17,6 @@ from torch import Tensor
 from fedopt.client.algorithm import LocalTerms
 from fedopt.client.gradients import owned
 from fedopt.models.layout import ModelState, ParameterLayout
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A step of the active clients.
-
-    Args:
-        rows: positions in the group's concatenated examples, `[A, B]`.
-        lengths: examples of each client in this step, `[A]`.
-        is_padded: whether some client has fewer than B.
-        rates: learning rate of each client, `[A]`.
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    is_padded: bool
-    rates: npt.NDArray[np.float64]
 
 
 class FusedSgd:

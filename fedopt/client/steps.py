@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedopt.client.algorithm import LocalTerms
+from fedopt.client.algorithm import LocalResult, LocalTerms
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe, Sharpness
 from fedopt.models.layout import ModelState, ParameterLayout
@@ -128,13 +128,31 @@ class LocalSteps:
         """The clients' local averages, `[G, *shape]` each, where they are wanted."""
         return self._average.values if self._average else None
 
-    @property
-    def skipped(self) -> Tensor:
-        """Steps of each client that did not happen because of their gradient, `[G]`."""
+    def result(self, delta: Tensor, last: Tensor | None) -> LocalResult:
+        """Return what the steps came to; buffers and losses are the engine's to add.
+
+        Args:
+            delta: w - x of what is sent, `[G, P]`.
+            last: w - x of the last iterates where averages are sent, else None.
+        """
+        keeps = self._recipe.optimizer_state != "reset"
+        return LocalResult(
+            delta=delta,
+            buffers=torch.zeros(len(delta), 0, dtype=torch.float64),
+            train_loss=torch.empty(0),
+            lr_sum=self._lr_sums(),
+            last=last,
+            skipped=self._skipped() if self._recipe.can_skip else None,
+            optimizer_state=self._updates.vectors() if keeps else {},
+            optimizer_steps=torch.from_numpy(self._updates.steps.copy()) if keeps else None,
+        )
+
+    def _skipped(self) -> Tensor:
+        """Return the steps of each client that did not happen because of their gradient, `[G]`."""
         steps = np.array([plan.steps for plan in self._plans])
         return torch.from_numpy(steps - self._applied.sum(1))
 
-    def lr_sums(self) -> Tensor | None:
+    def _lr_sums(self) -> Tensor | None:
         """Return sum_k of the coefficients of the applied gradients, `[G]` (see `Rule`).
 
         None where the update is not a sum of this round's gradients: an optimizer that is not
@@ -151,10 +169,6 @@ class LocalSteps:
                 return None
             sums.append(total)
         return torch.tensor(sums, dtype=torch.float64)
-
-    def optimizer_state(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the rule's state: slots `[G, P]` by name, and applied steps `[G]`."""
-        return self._updates.vectors(), torch.from_numpy(self._updates.steps.copy())
 
 
 def table(rows: Sequence[npt.NDArray[np.float64]], steps: int) -> npt.NDArray[np.float64]:

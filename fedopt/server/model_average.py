@@ -12,6 +12,7 @@ Flat Minima" (the average on the server).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -25,12 +26,15 @@ from fedopt.optim.averaging import WeightAverage
 from fedopt.records import from_record, integers, to_record
 from fedopt.schema import ServerSwaTable
 
+if TYPE_CHECKING:
+    from fedopt.server.strategy import FederatedStrategy
+
 MEAN, COUNT = "swa.mean", "swa.count"
 """Names of what a checkpoint holds of an average."""
 
 
 class ModelAverage:
-    """The mean of the models of some rounds.
+    """The mean of the models of some rounds, and the model with its statistics.
 
     Args:
         options: when averaging begins, how often, and how.
@@ -41,6 +45,9 @@ class ModelAverage:
     def __init__(self, options: ServerSwaTable, rounds: int, size: int) -> None:
         self.first_round = options.first_round(rounds)
         self._every = options.every
+        self._clients = options.batch_norm_clients
+        self._round = 0  # the last one whose model was seen
+        self._state: ModelState | None = None
         self._now = torch.zeros(size, dtype=torch.float64)
         self._average = WeightAverage([self._now], options.decay)
 
@@ -56,6 +63,7 @@ class ModelAverage:
             round: communication round, from 1.
             parameters: `[P]`.
         """
+        self._round, self._state = round, None
         if round >= self.first_round and (round - self.first_round) % self._every == 0:
             self._now.copy_(parameters)
             self._average.update()
@@ -64,14 +72,41 @@ class ModelAverage:
         """Return the mean, `[P]` in float64; there must be one."""
         return self._average.averages[0]
 
+    def state(
+        self, grid: Grid, strategy: FederatedStrategy, places: Places, config: ConfigRecord
+    ) -> ModelState | None:
+        """Return the averaged model of now, or None before something was averaged.
+
+        Args:
+            grid: reaches the clients whose data give BatchNorm's statistics.
+            strategy: whose model was averaged.
+            places: where the statistics lie among the buffers; empty where there are none.
+            config: what else goes into the messages.
+        """
+        if self._state is None and self.models:
+            layout, sampler = strategy.layout, strategy.sampler
+            plain = ModelState(self.mean().to(layout.dtype), strategy.state.buffers)
+            clients = min(self._clients, sampler.clients)
+            self._state = with_statistics(
+                grid,
+                plain,
+                to_record(layout.named(plain)),
+                places,
+                sampler.sample(self._round, clients, "batch_norm").tolist(),
+                self._round,
+                config,
+            )
+        return self._state
+
     def vectors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds."""
         if not self.models:
             return {}
         return {MEAN: self.mean(), COUNT: torch.tensor([self.models], dtype=torch.float64)}
 
-    def load(self, vectors: Mapping[str, Tensor]) -> None:
-        """Take back what `vectors` returned."""
+    def load(self, vectors: Mapping[str, Tensor], round: int) -> None:
+        """Take back what `vectors` returned after a round."""
+        self._round = round
         if COUNT in vectors:
             state = self._average.state_dict()
             count, mean = int(vectors[COUNT].item()), vectors[MEAN]

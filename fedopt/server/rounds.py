@@ -16,6 +16,17 @@ from fedopt.client.trainer import Reports, Status
 from fedopt.schedules.plateau import Plateau
 
 
+def is_due(round: int, every: int, last: int | None) -> bool:
+    """Return whether something done every so many rounds is due; in the last round always.
+
+    Args:
+        round: communication round, from 1.
+        every: rounds between, >= 1.
+        last: the last round, where it is known.
+    """
+    return round % every == 0 or round == last
+
+
 @dataclass(frozen=True)
 class Federation:
     """Who takes part, and how: what a strategy needs to know of the run.

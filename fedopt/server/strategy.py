@@ -44,7 +44,7 @@ from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.evaluation import over_clients
-from fedopt.server.rounds import Federation, RoundRecord, RoundSums
+from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
 from fedopt.server.shared_optimizer import SharedOptimizerState
 
@@ -226,8 +226,7 @@ class FederatedStrategy(Strategy):
         """Ask for the loss on the validation splits of some clients, where that is wanted."""
         federation = self.federation
         count = min(federation.validation_clients, self.sampler.clients)
-        is_due = server_round % federation.evaluate_every == 0
-        if not count or not (is_due or server_round == federation.rounds):
+        if not count or not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
         clients = self.sampler.sample(server_round, count, "validation").tolist()
         nodes = sorted(grid.get_node_ids())
