@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from fedopt.client.algorithm import LocalAlgorithm
+from fedopt.client.curvature import Taps, hessian_kind, kronecker_model, vector_sizes
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
 from fedopt.client.optimizer_state import with_optimizer_state
@@ -31,6 +32,7 @@ from fedopt.data.population import Population, build_population
 from fedopt.errors import ConfigError
 from fedopt.local import make_rates, make_recipe
 from fedopt.models.layout import ParameterLayout
+from fedopt.optim.kronecker import KroneckerModel, UnsupportedModelError
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
 from fedopt.server.blocks import client_cost, default_block_size
@@ -151,7 +153,27 @@ class Experiment:
             config.seed,
             weight_by_examples=strategy["weighting"] == "examples",
             drop_partial=strategy["partial_work"] == "drop",
+            vector_sizes=self.vector_sizes,
         )
+
+    @cached_property
+    def kronecker(self) -> KroneckerModel | None:
+        """The layers with Kronecker factors, where the optimizer wants them.
+
+        Raises:
+            ConfigError: the optimizer wants them, but the model has none or ties them.
+        """
+        rule = self.recipe.kronecker
+        return None if rule is None else kronecker_model(self.build_model(), rule)
+
+    @cached_property
+    def vector_sizes(self) -> dict[str, int]:
+        """Length of the vectors of an optimizer's state that are not P long, by full name."""
+        rule, layers = self.recipe.kronecker, self.kronecker
+        if rule is None or layers is None:
+            return {}
+        layout = ParameterLayout.of(self.build_model())
+        return vector_sizes(layers, rule, [spec.size for spec in layout.parameters])
 
     @cached_property
     def engine_choice(self) -> EngineChoice:
@@ -219,6 +241,7 @@ class Experiment:
                 key="evaluation.validation_clients",
             )
         self._check_model()
+        self._check_curvature()
         assert self.engine_choice
 
     def _check_model(self) -> None:
@@ -272,6 +295,28 @@ class Experiment:
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ConfigError("the loss must be a scalar tensor", key="local.loss")
+
+    def _check_curvature(self) -> None:
+        """Check that an optimizer with Kronecker factors can train the model, on two examples."""
+        rule, layers = self.recipe.kronecker, self.kronecker
+        if rule is None or layers is None:
+            return
+        if rule.fisher != "empirical" and hessian_kind(self.loss) is None:
+            raise ConfigError(
+                f'"{rule.fisher}" needs the Hessian of the loss, which is known for cross_entropy '
+                f'and mse, not for {self.config.local.loss}; use "empirical"',
+                key="local.optimizer.fisher",
+            )
+        model = self.build_model().eval()
+        taps = Taps(KroneckerModel.of(model).layers)
+        client = int(np.flatnonzero(self.population.sizes)[0])
+        try:
+            with taps:
+                model(torch.from_numpy(self.population.train(client)[0][:2].copy()))
+            assert taps.inputs
+        except UnsupportedModelError as error:
+            name = self.config.optimizer.name
+            raise ConfigError(f'"{name}" cannot train this model: {error}', key="model") from None
 
 
 def _takes(model: nn.Module, inputs: torch.Tensor) -> bool:

@@ -11,6 +11,7 @@ from fedopt.client.recipe import LocalAverage, Recipe, Sharpness
 from fedopt.config import Config
 from fedopt.errors import ConfigError
 from fedopt.optim.adapter import make_rule
+from fedopt.optim.curvature import KroneckerRule
 from fedopt.optim.rules import Rule
 from fedopt.optim.transforms import GradientTransforms
 from fedopt.schedules import make_schedule
@@ -26,11 +27,12 @@ def make_recipe(config: Config) -> Recipe:
     rule, _ = configured_rule(config)
     sam, gradient, swa = config.sam, config.gradient, config.local_swa
     kept = config.local.optimizer_state
-    if kept != "reset" and not rule.is_elementwise:
+    tells = rule.is_elementwise or isinstance(rule, KroneckerRule)
+    if kept != "reset" and not tells:
         raise ConfigError(
             f'"{kept}" needs to know what the optimizer remembers, which '
             f'"{config.optimizer.name}" does not tell; use "reset", or sgd with momentum, adam, '
-            "adamw, adagrad, rmsprop or lion",
+            "adamw, adagrad, rmsprop, lion, kfac or ekfac",
             key="local.optimizer_state",
         )
     if kept != "reset" and not rule.slots:

@@ -396,6 +396,8 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         folder=folder,
         optimizer_state=experiment.recipe.optimizer_state,
         optimizer_slots=experiment.recipe.rule.slots,
+        vector_sizes=experiment.vector_sizes,
+        kronecker=experiment.kronecker,
         plateau=make_plateau(config),
         lr=base_lr(config),
     )

@@ -27,6 +27,8 @@ class LocalTerms:
         optimizer_state: the rule's slots to go on from, `[G, P]` or `[1, P]` by name; None
             begins afresh.
         optimizer_steps: the rule's step counters that belong to them, `[G]` or a scalar.
+        mixing: whether what models are mixed with is wanted: changes in the metric of the
+            clients' input factors, and these.
     """
 
     proximal: float = 0.0
@@ -35,6 +37,7 @@ class LocalTerms:
     gradient_scale: float = 1.0
     optimizer_state: Vectors | None = None
     optimizer_steps: Tensor | None = None
+    mixing: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class LocalResult:
         skipped: steps that did not happen because of their gradient, `[G]`, where that can be.
         optimizer_state: the rule's slots after the last step, `[G, P]`, where they are kept.
         optimizer_steps: its step counters, `[G]`, where they are kept.
+        mixed: the change in the metric of the client's input factors, `[G, P]`, where asked for.
     """
 
     delta: Tensor
@@ -65,6 +69,7 @@ class LocalResult:
     skipped: Tensor | None = None
     optimizer_state: Vectors = field(default_factory=dict)
     optimizer_steps: Tensor | None = None
+    mixed: Tensor | None = None
 
     @property
     def displacement(self) -> Tensor:

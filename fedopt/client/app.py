@@ -56,7 +56,8 @@ class Node:
         if request.state_path is not None:
             fields = trainer.algorithm.state_fields
             scalars = state_scalars(trainer.algorithm)
-            rows = RowFile(request.state_path, fields, layout.size, layout.dtype, scalars)
+            sizes = tuple(trainer.vector_size(name) for name in fields)
+            rows = RowFile(request.state_path, fields, sizes, layout.dtype, scalars)
         outcome = trainer.train(
             request.round,
             request.blocks,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fedopt.client.curvature import kronecker_model
 from fedopt.client.loop import LoopEngine
 from fedopt.client.losses import Loss
 from fedopt.client.recipe import Recipe
@@ -57,7 +58,9 @@ def choose_engine(
         ConfigError: `stacked` is asked for, but a part of the model has no stacked form.
     """
     layout = ParameterLayout.of(model)
-    size = group_size(layout, device)
+    rule = recipe.kronecker
+    kronecker = kronecker_model(model, rule) if rule is not None else None
+    size = group_size(layout, device, kronecker)
 
     def loop(reason: str) -> EngineChoice:
         return EngineChoice("loop", 1, layout.size, reason)
@@ -80,7 +83,11 @@ def choose_engine(
     if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
         return loop("convolutions are faster one client at a time on a CPU")
     if size < 2:
-        return loop("two clients' parameters would not fit into the cache")
+        return loop(
+            "two clients' parameters would not fit into the cache"
+            if kronecker is None
+            else "two clients' parameters and factors would not fit into the cache"
+        )
     if is_fused(recipe):
         return stacked("dense layers, fused update")
     if recipe.penalty and layout.size > TWICE_DIFFERENTIABLE:

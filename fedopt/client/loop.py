@@ -6,8 +6,10 @@ activations and gradients is allocated in a plain step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -16,6 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.curvature import (
+    FisherDraws,
+    Seen,
+    Taps,
+    fisher_columns,
+    hessian_kind,
+    kronecker_model,
+    statistics,
+    through,
+)
 from fedopt.client.fused import FusedLinears, SgdStep
 from fedopt.client.gradients import gradients_of, owned, passes
 from fedopt.client.losses import Loss
@@ -28,6 +40,7 @@ from fedopt.data.population import Examples
 from fedopt.models.batch_norm import statistics_batches
 from fedopt.models.layout import BoundModel, ModelState, ParameterLayout
 from fedopt.optim.averaging import update_batch_norm
+from fedopt.optim.kronecker import LayerStatistics
 from fedopt.optim.rules import Sgd
 from fedopt.seeds import seed_torch, torch_seed
 
@@ -64,6 +77,8 @@ class LoopEngine:
         self._precision = precision
         self.device = device
         self._has_images = any(len(s.shape) == 4 for s in self._bound.layout.parameters)
+        rule = recipe.kronecker
+        self._kronecker = kronecker_model(model, rule) if rule is not None else None
         self._group = [view.unsqueeze(0) for view in self.layout.views(self._bound.flat)]
         self._fused: FusedLinears | None = None
         if is_fused(recipe) and precision == "full":
@@ -118,9 +133,18 @@ class LoopEngine:
             )
         else:
             steps = LocalSteps(
-                recipe, self.layout, self._group, start, terms, plans, self._seed, round
+                recipe,
+                self.layout,
+                self._group,
+                start,
+                terms,
+                plans,
+                self._seed,
+                round,
+                self._kronecker,
             )
-            loss_sum, seen = self._take_steps(steps, batches)
+            draws = partial(FisherDraws, self._seed, round, clients=[plan.client])
+            loss_sum, seen = self._take_steps(steps, batches, draws)
             result = self._outcome(steps, start, plan, inputs, targets)
         return replace(
             result,
@@ -195,20 +219,29 @@ class LoopEngine:
                 loss_sum += loss.detach() * len(batch[1])
         return loss_sum
 
-    def _take_steps(self, steps: LocalSteps, batches: Iterator[Batch]) -> tuple[Tensor, int]:
+    def _take_steps(
+        self, steps: LocalSteps, batches: Iterator[Batch], draws: Callable[[int], FisherDraws]
+    ) -> tuple[Tensor, int]:
         """Take steps by the recipe; return sum and number of the losses of those that happen."""
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
         can_skip = self._recipe.can_skip
         for number, batch in enumerate(batches):
             before = self._bound.kept_buffers() if can_skip else []
-            loss, gradients = self._gradients(batch)
+            found = None
+            if steps.wants_statistics(number, 1):
+                loss, gradients, found = self._with_statistics(batch, draws(number))
+            else:
+                loss, gradients = self._gradients(batch)
+            curvature = None
+            if self._kronecker is not None:
+                curvature = Seen(found, loss.unsqueeze(0), partial(self._loss_now, batch))
 
             def again(batch: Batch = batch) -> list[Tensor]:
                 with self._bound.frozen_buffers():  # statistics are those of the first pass
                     return _stacked(self._gradients(batch)[1])
 
             with torch.no_grad():
-                applied = steps.take(number, _stacked(gradients), again)
+                applied = steps.take(number, _stacked(gradients), again, curvature)
                 if applied is None or applied[0]:
                     loss_sum += loss * len(batch[1])
                     seen += len(batch[1])
@@ -242,6 +275,67 @@ class LoopEngine:
             return loss.detach(), gradients_of(
                 loss, self._bound.parameters, penalty=self._recipe.penalty
             )
+
+    def _with_statistics(
+        self, batch: Batch, draws: FisherDraws
+    ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
+        """Return loss and gradients, and what the layers with Kronecker factors saw."""
+        assert self._kronecker is not None
+        if self._recipe.penalty:  # the objective's gradient, and one more pass for the loss's
+            loss, gradients = self._gradients(batch)
+            with self._besides():
+                _, _, found = self._recorded(batch, draws)
+            return loss, gradients, found
+        return self._recorded(batch, draws)
+
+    @contextmanager
+    def _besides(self) -> Iterator[None]:
+        """Make passes that leave neither buffers nor draws of dropout behind."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with self._bound.frozen_buffers(), torch.random.fork_rng(devices):
+            yield
+
+    def _recorded(
+        self, batch: Batch, draws: FisherDraws
+    ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
+        """Return the loss, its gradients, and what the layers saw, in one forward pass."""
+        assert self._kronecker is not None
+        assert self._recipe.kronecker is not None
+        fisher, layers = self._recipe.kronecker.fisher, self._kronecker.layers
+        parameters, count = self._bound.parameters, len(batch[1])
+        with torch.enable_grad():
+            with Taps(layers) as taps, passes(self.device, self._precision):
+                output = self._bound.module(batch[0])
+                loss = self._loss(output, batch[1])
+            found = torch.autograd.grad(
+                loss, [*parameters, *taps.outputs], allow_unused=True, retain_graph=True
+            )
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip([*parameters, *taps.outputs], found, strict=True)
+        ]
+        at_outputs = [g.unsqueeze(0).unsqueeze(0) for g in filled[len(parameters) :]]
+        if fisher != "empirical":
+            kind = hessian_kind(self._loss)
+            assert kind is not None
+            own = output.detach().to(self.layout.dtype).unsqueeze(0)
+            columns = fisher_columns(fisher, kind, own, draws, [count]).squeeze(1)
+            at_outputs = [g.unsqueeze(1) for g in through(output, taps.outputs, columns)]
+        weights = torch.full((1, count), 1 / count, dtype=self.layout.dtype, device=self.device)
+        seen = statistics(
+            layers,
+            [x.unsqueeze(0) for x in taps.inputs],
+            at_outputs,
+            weights,
+            of_objective=fisher == "empirical",
+        )
+        return loss.detach(), filled[: len(parameters)], seen
+
+    def _loss_now(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch at the current parameters, `[1]`; changes no buffer."""
+        full = passes(self.device, self._precision)
+        with self._besides(), torch.no_grad(), full:
+            return self._loss(self._bound.module(batch[0]), batch[1]).unsqueeze(0)
 
     # Data --------------------------------------------------------------------------------------
 

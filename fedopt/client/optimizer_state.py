@@ -108,7 +108,7 @@ class AveragedState(_Wrapped):
     @property
     def terms(self) -> tuple[str, ...]:
         """The strategy's terms and the slots."""
-        return (*self.inner.terms, *self.vectors)
+        return tuple(dict.fromkeys((*self.inner.terms, *self.vectors)))
 
     def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
         """Return the strategy's terms with the server's optimizer state."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedopt.optim.curvature import KroneckerRule
 from fedopt.optim.rules import Rule
 from fedopt.optim.transforms import GradientTransforms
 
@@ -99,7 +100,13 @@ class Recipe:
             and self.average is None
             and self.optimizer_state == "reset"
             and not self.cycles_momentum
+            and self.kronecker is None
         )
+
+    @property
+    def kronecker(self) -> KroneckerRule | None:
+        """The rule, where it is K-FAC or EKFAC."""
+        return self.rule if isinstance(self.rule, KroneckerRule) else None
 
     @property
     def rule_name(self) -> str:

@@ -8,8 +8,10 @@ pass; any other recipe is carried out on the stacked gradients (see `fedopt.clie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -17,7 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
-from fedopt.client.gradients import gradients_of, passes
+from fedopt.client.curvature import (
+    FisherDraws,
+    Seen,
+    example_weights,
+    fisher_columns,
+    hessian_kind,
+    kronecker_model,
+    statistics,
+    through,
+)
+from fedopt.client.gradients import gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -33,6 +45,7 @@ from fedopt.client.stacked_steps import Collect, FusedSgd, drift
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.optim.kronecker import KroneckerModel, LayerStatistics
 from fedopt.optim.rules import Sgd
 from fedopt.seeds import torch_seed
 
@@ -50,10 +63,21 @@ class NotStackableError(Exception):
     """The model has a part without a stacked form; the message names it."""
 
 
-def group_size(layout: ParameterLayout, device: torch.device) -> int:
-    """Return the clients to stack: a fixed rule of the model's size and the kind of device."""
+def group_size(
+    layout: ParameterLayout, device: torch.device, kronecker: KroneckerModel | None = None
+) -> int:
+    """Return the clients to stack: a fixed rule of the model's size and the kind of device.
+
+    Args:
+        layout: of the parameters.
+        device: where they are.
+        kronecker: the layers with Kronecker factors, where clients have factors as well.
+    """
     budget = CACHE_NBYTES if device.type == "cpu" else DEVICE_NBYTES
-    return max(1, min(MAX_GROUP, budget // layout.parameter_nbytes))
+    scalars = layout.size
+    if kronecker is not None:
+        scalars += 4 * sum(kronecker.sizes.values())  # two triangles, and a matrix of inverses
+    return max(1, min(MAX_GROUP, budget // (scalars * layout.dtype.itemsize)))
 
 
 def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
@@ -135,7 +159,9 @@ class StackedEngine:
     ) -> None:
         check_stackable(model)
         self.layout = ParameterLayout.of(model)
-        self.group_size = group_size(self.layout, device)
+        rule = recipe.kronecker
+        self._kronecker = kronecker_model(model, rule) if rule is not None else None
+        self.group_size = group_size(self.layout, device, self._kronecker)
         self._model = model.to(device)
         self._loss = loss
         self._recipe = recipe
@@ -187,7 +213,15 @@ class StackedEngine:
         else:
             own = [stacked[:clients] for stacked in self._parameters]
             steps = LocalSteps(
-                self._recipe, self.layout, own, start, terms, plans, self._seed, round
+                self._recipe,
+                self.layout,
+                own,
+                start,
+                terms,
+                plans,
+                self._seed,
+                round,
+                self._kronecker,
             )
             loss_sum, seen = self._take_steps(steps, inputs, targets, batches)
             result = self._outcome(steps, start, clients)
@@ -282,13 +316,22 @@ class StackedEngine:
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         seen = torch.zeros(clients, dtype=torch.int64, device=self.device)
         for number, batch in enumerate(batches):
-            losses, gradients = self._gradients(inputs, targets, batch)
+            found = None
+            if steps.wants_statistics(number, len(batch.lengths)):
+                draws = self._fisher_draws(number, len(batch.lengths))
+                losses, gradients, found = self._with_statistics(inputs, targets, batch, draws)
+            else:
+                losses, gradients = self._gradients(inputs, targets, batch)
+            curvature = None
+            if self._kronecker is not None:
+                now = partial(self._losses_now, inputs, targets, batch)
+                curvature = Seen(found, losses / batch.lengths, now)
 
             def again(batch: Batch = batch) -> list[Tensor]:
                 return self._gradients(inputs, targets, batch)[1]
 
             with torch.no_grad():
-                applied = steps.take(number, gradients, again)
+                applied = steps.take(number, gradients, again, curvature)
                 lengths = batch.lengths
                 if applied is not None:
                     mask = torch.from_numpy(applied).to(self.device)
@@ -323,6 +366,85 @@ class StackedEngine:
             # The clients' losses share no parameter: their sum has each one's own gradient.
             gradients = gradients_of(means.sum(), own, penalty=self._recipe.penalty)
         return means.detach().double() * batch.lengths, gradients
+
+    def _fisher_draws(self, step: int, active: int) -> FisherDraws:
+        """Return the random columns of the Fisher in a step."""
+        round, _ = self._draw_ids[0]
+        return FisherDraws(self._seed, round, step, [c for _, c in self._draw_ids[:active]])
+
+    @contextmanager
+    def _besides(self) -> Iterator[None]:
+        """Make passes that leave no draws of dropout behind."""
+        kept = [generator.get_state() for generator in self._generators]
+        try:
+            yield
+        finally:
+            if kept:
+                for generator, state in zip(self._generators, kept, strict=True):
+                    generator.set_state(state)
+            else:
+                self._generators = []
+
+    def _with_statistics(
+        self, inputs: Tensor, targets: Tensor, batch: Batch, draws: FisherDraws
+    ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
+        """Return losses and gradients, and what the layers with Kronecker factors saw."""
+        if self._recipe.penalty:  # the objective's gradient, and one more pass for the loss's
+            losses, gradients = self._penalised(inputs, targets, batch)
+            with self._besides():
+                return losses, gradients, self._recorded(inputs, targets, batch, draws)[2]
+        return self._recorded(inputs, targets, batch, draws)
+
+    def _recorded(
+        self, inputs: Tensor, targets: Tensor, batch: Batch, draws: FisherDraws
+    ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
+        """Return losses, gradients and what the layers saw, in one forward pass."""
+        assert self._kronecker is not None
+        assert self._recipe.kronecker is not None
+        fisher, layers = self._recipe.kronecker.fisher, self._kronecker.layers
+        modules = [module for _, module in leaves(self._model)]
+        places = [modules.index(layer.module) for layer in layers]
+        own = [p[: len(batch.lengths)].detach().requires_grad_() for p in self._parameters]
+        x, y = self._examples(inputs, targets, batch)
+        seen: dict[int, Tensor] = {}
+        made: dict[int, Tensor] = {}
+        with torch.enable_grad(), passes(self.device, self._precision):
+            for place, layer in enumerate(self._layers):
+                seen[place] = x.detach()
+                x = layer.recorded(own, x)
+                made[place] = x
+        losses, gradient = self._loss_and_gradient(x.detach(), y, batch)
+        outputs = [made[place] for place in places]
+        found = torch.autograd.grad(
+            x, [*own, *outputs], gradient.to(x.dtype), retain_graph=True, allow_unused=True
+        )
+        filled = [
+            torch.zeros_like(p) if g is None else g
+            for p, g in zip([*own, *outputs], found, strict=True)
+        ]
+        at_outputs = [g.unsqueeze(0) for g in filled[len(own) :]]
+        if fisher != "empirical":
+            kind = hessian_kind(self._loss)
+            assert kind is not None
+            wide, lengths = x.detach().to(self.layout.dtype), batch.lengths.tolist()
+            columns = fisher_columns(fisher, kind, wide, draws, lengths)
+            at_outputs = through(x, outputs, columns)
+        weights = example_weights(x.shape[1], batch.lengths, self.layout.dtype)
+        inputs_of = [seen[place] for place in places]
+        of_objective = fisher == "empirical"
+        return (
+            losses,
+            owned(filled[: len(own)]),
+            statistics(layers, inputs_of, at_outputs, weights, of_objective=of_objective),
+        )
+
+    def _losses_now(self, inputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        """Return each client's mean loss of a batch at the current parameters, `[A]`."""
+        with self._besides(), torch.no_grad(), passes(self.device, self._precision):
+            x, y = self._examples(inputs, targets, batch)
+            for layer in self._layers:
+                x = layer.forward(x)
+            return self._loss_and_gradient(x, y, batch)[0] / batch.lengths
 
     def _examples(self, inputs: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the examples of a step, `[A, B, ...]`, and let the clients' draws see it."""

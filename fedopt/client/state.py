@@ -22,14 +22,14 @@ class RowFile:
     Args:
         path: the file; made by the server.
         fields: names of the vectors in a row, in order.
-        size: P, the length of each vector.
+        sizes: length of each of these vectors.
         dtype: of vectors and numbers.
         scalars: names of the single numbers that follow the vectors.
     """
 
     path: str
     fields: tuple[str, ...]
-    size: int
+    sizes: tuple[int, ...]
     dtype: torch.dtype
     scalars: tuple[str, ...] = ()
 
@@ -40,10 +40,10 @@ class RowFile:
 
     @property
     def _length(self) -> int:
-        return len(self.fields) * self.size + len(self.scalars)
+        return sum(self.sizes) + len(self.scalars)
 
     def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return the fields of some rows: vectors `[len(rows), P]` and numbers `[len(rows)]`.
+        """Return the fields of some rows: vectors `[len(rows), size]` and numbers `[len(rows)]`.
 
         Row -1 is all zeros.
         """
@@ -56,15 +56,14 @@ class RowFile:
                     _read_fully(fd, memoryview(raw[position]), row * self.row_nbytes)
         finally:
             os.close(fd)
-        split = len(self.fields) * self.size
-        vectors = values[:, :split].view(len(rows), len(self.fields), self.size)
-        numbers = values[:, split:]
-        return {name: vectors[:, i] for i, name in enumerate(self.fields)} | {
+        vectors = torch.split(values[:, : sum(self.sizes)], list(self.sizes), dim=1)
+        numbers = values[:, sum(self.sizes) :]
+        return dict(zip(self.fields, vectors, strict=True)) | {
             name: numbers[:, i] for i, name in enumerate(self.scalars)
         }
 
     def write(self, rows: Sequence[int], state: Mapping[str, Tensor]) -> None:
-        """Write the fields of some rows: vectors `[len(rows), P]`, numbers `[len(rows)]`."""
+        """Write the fields of some rows: vectors `[len(rows), size]`, numbers `[len(rows)]`."""
         parts = [state[name].cpu().to(self.dtype) for name in self.fields]
         parts += [state[name].cpu().to(self.dtype).unsqueeze(1) for name in self.scalars]
         raw = torch.cat(parts, dim=1).numpy()

@@ -7,7 +7,7 @@ norms, skips, noise and averages are each client's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.curvature import MIXING_FACTORS, KroneckerUpdates, Seen
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe, Sharpness
+from fedopt.client.rule_updates import Gradients, RuleUpdates
 from fedopt.models.layout import ModelState, ParameterLayout
-from fedopt.optim.rules import Rule, RuleState
+from fedopt.optim.kronecker import KroneckerModel
 from fedopt.optim.transforms import client_norms
 from fedopt.seeds import torch_seed
-
-Gradients = list[Tensor]
 
 
 class LocalSteps:
@@ -37,6 +37,7 @@ class LocalSteps:
         plans: what the clients do, in descending order of steps.
         seed: the run's seed, from which noise draws.
         round: communication round, from 1.
+        kronecker: the layers with Kronecker factors, where the rule has them.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class LocalSteps:
         plans: Sequence[ClientPlan],
         seed: int,
         round: int,
+        kronecker: KroneckerModel | None = None,
     ) -> None:
         self._recipe = recipe
         self._layout = layout
@@ -65,12 +67,26 @@ class LocalSteps:
         self._rates = table([plan.learning_rates for plan in plans], longest)
         momenta = [plan.momenta for plan in plans if plan.momenta is not None]
         self._momenta = table(momenta, longest) if momenta else None
-        self._updates = RuleUpdates(recipe.rule, parameters, layout, terms)
+        self._updates: RuleUpdates | KroneckerUpdates
+        if recipe.kronecker is None:
+            self._updates = RuleUpdates(recipe.rule, parameters, layout, terms)
+        else:
+            assert kronecker is not None
+            self._updates = KroneckerUpdates(recipe.kronecker, kronecker, parameters, layout, terms)
         self._noise = _Noise(layout, parameters[0].device, plans, seed, round)
         self._average = _Average(recipe, parameters, plans) if recipe.average else None
 
+    def wants_statistics(self, step: int, active: int) -> bool:
+        """Return whether a step needs what its layers saw, to update Kronecker factors."""
+        updates = self._updates
+        return isinstance(updates, KroneckerUpdates) and updates.wants_statistics(step, active)
+
     def take(
-        self, step: int, gradients: Gradients, again: Callable[[], Gradients]
+        self,
+        step: int,
+        gradients: Gradients,
+        again: Callable[[], Gradients],
+        seen: Seen | None = None,
     ) -> npt.NDArray[np.bool_] | None:
         """Take one step of the clients that are still training; return whose step happened.
 
@@ -79,6 +95,7 @@ class LocalSteps:
             gradients: of each client's objective at its parameters, `[A, *shape]` each; may be
                 overwritten.
             again: returns the gradients of the same batch at the parameters as they are then.
+            seen: what else was recorded in the step, where the rule has Kronecker factors.
 
         Returns:
             `[A]`, or None where every step happens.
@@ -86,6 +103,9 @@ class LocalSteps:
         recipe, terms = self._recipe, self._terms
         active = len(gradients[0])
         parameters = [p[:active] for p in self._parameters]
+        if isinstance(self._updates, KroneckerUpdates):
+            assert seen is not None
+            self._updates.observe(step, seen, gradients)
         if recipe.sam is not None:
             direction = self._corrected(gradients) if recipe.sam.corrected else gradients
             kept = [p.clone() for p in parameters]
@@ -136,6 +156,12 @@ class LocalSteps:
             last: w - x of the last iterates where averages are sent, else None.
         """
         keeps = self._recipe.optimizer_state != "reset"
+        state = self._updates.vectors() if keeps else {}
+        mixed = None
+        if self._terms.mixing:
+            assert isinstance(self._updates, KroneckerUpdates)
+            mixed, factors = self._updates.mixing(delta)
+            state = {**state, MIXING_FACTORS: factors}
         return LocalResult(
             delta=delta,
             buffers=torch.zeros(len(delta), 0, dtype=torch.float64),
@@ -143,7 +169,8 @@ class LocalSteps:
             lr_sum=self._lr_sums(),
             last=last,
             skipped=self._skipped() if self._recipe.can_skip else None,
-            optimizer_state=self._updates.vectors() if keeps else {},
+            mixed=mixed,
+            optimizer_state=state,
             optimizer_steps=torch.from_numpy(self._updates.steps.copy()) if keeps else None,
         )
 
@@ -196,125 +223,6 @@ def ascend_(parameters: Sequence[Tensor], gradients: Gradients, sam: Sharpness) 
     for parameter, direction in zip(parameters, directions, strict=True):
         factor = factors.to(parameter.dtype).view(-1, *(1,) * (parameter.dim() - 1))
         parameter.addcmul_(direction, factor)
-
-
-class RuleUpdates:
-    """Applies the rule to the clients of a group, each with its own state.
-
-    Clients with the same learning rate, momentum and step counter, usually all, are updated at
-    once. Rules that are not elementwise get one client at a time.
-    """
-
-    def __init__(
-        self,
-        rule: Rule,
-        parameters: Sequence[Tensor],
-        layout: ParameterLayout,
-        terms: LocalTerms,
-    ) -> None:
-        self._rule = rule
-        self._layout = layout
-        clients = len(parameters[0])
-        self.steps = np.zeros(clients, dtype=np.int64)
-        self._slots: dict[str, list[Tensor]] = {}
-        self._own: list[RuleState] = []
-        if not rule.is_elementwise:
-            self._own = [rule.init([p[i] for p in parameters]) for i in range(clients)]
-        else:
-            self._slots = rule.init(parameters).slots
-            if terms.optimizer_state is not None and terms.optimizer_steps is not None:
-                self.steps[:] = terms.optimizer_steps.numpy()
-                self._resume(terms.optimizer_state)
-
-    def _resume(self, kept: Mapping[str, Tensor]) -> None:
-        """Take the kept slots of the clients that have taken a step; the others begin afresh."""
-        has_state = torch.from_numpy(self.steps > 0)
-        for name, tensors in self._slots.items():
-            rows = kept[name].expand(len(self.steps), -1)
-            for tensor, view in zip(tensors, self._layout.views(rows), strict=True):
-                where = has_state.to(view.device)
-                tensor[where.to(tensor.device)] = view[where].to(tensor)
-
-    def apply(
-        self,
-        parameters: list[Tensor],
-        gradients: Gradients,
-        rates: npt.NDArray[np.float64],
-        momenta: npt.NDArray[np.float64] | None,
-        applied: npt.NDArray[np.bool_] | None,
-    ) -> None:
-        """Update the clients whose step is applied (None: all), in place."""
-        active = len(rates)
-        steps = self.steps[:active]
-        alike = [steps, rates] if momenta is None else [steps, rates, momenta]
-        if (
-            self._rule.is_elementwise
-            and (applied is None or applied.all())
-            and all((values == values[0]).all() for values in alike)
-        ):
-            everyone: list[tuple[slice | Tensor, list[int]]] = [(slice(active), [0])]
-        else:
-            everyone = self._alike(alike, applied)
-        for where, members in everyone:
-            first = members[0]
-            momentum = None if momenta is None else float(momenta[first])
-            self._update(where, members, parameters, gradients, float(rates[first]), momentum)
-        steps += 1 if applied is None else applied
-
-    def _alike(
-        self, alike: Sequence[npt.NDArray[np.generic]], applied: npt.NDArray[np.bool_] | None
-    ) -> list[tuple[slice | Tensor, list[int]]]:
-        """Return the applied clients in groups that one update serves."""
-        groups: dict[tuple[object, ...], list[int]] = {}
-        for i in range(len(alike[0])):
-            if applied is None or applied[i]:
-                key: tuple[object, ...] = tuple(values[i] for values in alike)
-                groups.setdefault(key if self._rule.is_elementwise else (i,), []).append(i)
-        found: list[tuple[slice | Tensor, list[int]]] = []
-        for members in groups.values():
-            run = members[-1] - members[0] + 1 == len(members)
-            where = slice(members[0], members[-1] + 1) if run else torch.tensor(members)
-            found.append((where, members))
-        return found
-
-    def _update(
-        self,
-        where: slice | Tensor,
-        members: list[int],
-        parameters: list[Tensor],
-        gradients: Gradients,
-        lr: float,
-        momentum: float | None,
-    ) -> None:
-        if self._own:
-            (i,) = members
-            mine, own = [p[i] for p in parameters], [g[i] for g in gradients]
-            self._rule.update(mine, own, self._own[i], lr, momentum)
-            return
-        if isinstance(where, Tensor):
-            where = where.to(parameters[0].device)
-        part = [p[where] for p in parameters]
-        state = RuleState(
-            int(self.steps[members[0]]),
-            {name: [t[where] for t in tensors] for name, tensors in self._slots.items()},
-        )
-        self._rule.update(part, [g[where] for g in gradients], state, lr, momentum)
-        if isinstance(where, Tensor):  # gathered copies go back
-            for whole, copy in zip(parameters, part, strict=True):
-                whole.index_copy_(0, where, copy)
-            for name, tensors in self._slots.items():
-                for whole, copy in zip(tensors, state.slots[name], strict=True):
-                    whole.index_copy_(0, where, copy)
-
-    def vectors(self) -> dict[str, Tensor]:
-        """Return the slots as vectors `[G, P]`."""
-        found = {}
-        for name, tensors in self._slots.items():
-            flat = tensors[0].new_empty(len(self.steps), self._layout.size)
-            for view, tensor in zip(self._layout.views(flat), tensors, strict=True):
-                view.copy_(tensor)
-            found[name] = flat
-        return found
 
 
 class _Noise:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
@@ -164,6 +164,7 @@ class Trainer:
         seed: the run's seed.
         weight_by_examples: whether an update weighs as many as its client has examples, or 1.
         drop_partial: whether a client that does fewer steps than planned is dropped.
+        vector_sizes: length of the terms and state fields that are not P long, by name.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Trainer:
         seed: int,
         weight_by_examples: bool,
         drop_partial: bool,
+        vector_sizes: Mapping[str, int] | None = None,
     ) -> None:
         self.population = population
         self.engine = engine
@@ -185,6 +187,7 @@ class Trainer:
         self._seed = seed
         self._weight_by_examples = weight_by_examples
         self._drop_partial = drop_partial
+        self._vector_sizes = dict(vector_sizes or {})
         self._lr_scale = 1.0
         self._scratch = Scratch()
 
@@ -243,12 +246,16 @@ class Trainer:
         # Engines that stack clients rely on the order, and pad less. The sort is stable.
         return sorted(enumerate(plans), key=lambda placed: -placed[1].steps)
 
+    def vector_size(self, name: str) -> int:
+        """Return the length of a term or state field."""
+        return self._vector_sizes.get(name, self.engine.layout.size)
+
     def _empty_sums(self, block_id: int) -> BlockSums:
         layout = self.engine.layout
         # Sums are made where the updates are: on an accelerator only the sums travel. Their
         # values are arbitrary until a client is in them.
         terms = {
-            name: self._scratch.take(layout.size, device=self.engine.device)
+            name: self._scratch.take(self.vector_size(name), device=self.engine.device)
             for name in self.algorithm.terms
         }
         buffers = torch.zeros(layout.buffer_size, dtype=torch.float64)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from fedopt.errors import ConfigError
+from fedopt.optim.curvature import KroneckerRule
 from fedopt.optim.rules import Rule, RuleState
 from fedopt.optim.torch_rule import TorchRule, torch_rule
 from fedopt.registry import entries, get, import_object
@@ -103,7 +105,10 @@ def make_rule(name: str, **options: Any) -> tuple[Rule, float]:
     entry = get("optimizers", name, key="optimizer")
     values = validate(entry.options, options, "").model_dump()
     lr = values.pop("lr")
-    return entry.load()(**values), lr
+    rule = entry.load()(**values)
+    if isinstance(rule, KroneckerRule):
+        rule = replace(rule, lr=lr)
+    return rule, lr
 
 
 def create_optimizer(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, Strict, model_validator
 
 from fedopt.registry import Entry, Options, register
 
@@ -147,6 +149,77 @@ class AdafactorOptions(Options):
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay, >= 0")
 
 
+_Pair = Annotated[tuple[int, int], Strict(False)]
+Every = int | Annotated[tuple[_Pair, ...], Strict(False)]
+"""A number of steps, or pairs (from step, number); lists in TOML."""
+
+
+class EkfacOptions(Options):
+    """EKFAC."""
+
+    lr: float = Field(0.1, gt=0, description="learning rate, > 0")
+    damping: float = Field(1e-2, gt=0, description="added to the curvature, > 0")
+    fisher: Literal["empirical", "mc", "type-2"] = Field(
+        "empirical",
+        description="gradients at the batch's own labels (`empirical`), at labels drawn from the "
+        "model (`mc`: the true Fisher, sampled), or exact (`type-2`: one backward pass a class)",
+    )
+    ema: float = Field(0.95, ge=0, lt=1, description="decay of the factors, in [0, 1)")
+    factor_every: Every = Field(
+        1,
+        description="local steps between updates of the factors, or pairs (from step, number), "
+        "from step 0; counted in each round anew",
+    )
+    inverse_every: Every = Field(1, description="the same for inverses or eigenbases")
+    kl_clip: float | None = Field(
+        None, gt=0, description="bound on lr^2 times the step's curvature, > 0; none by default"
+    )
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="of the preconditioned gradients, in [0, 1)"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="L2 penalty in the gradient, before it is preconditioned, >= 0"
+    )
+    decoupled_weight_decay: bool = Field(False, description="weights shrink by lr weight_decay")
+    adapt_damping: bool = Field(
+        False, description="damping follows the reduction ratio, every 5 steps of a round"
+    )
+    fallback: Literal["sgd", "adam"] = Field(
+        "sgd", description="rule of parameters without Kronecker factors (norms, embeddings)"
+    )
+    fallback_lr: float | None = Field(
+        None, gt=0, description="their learning rate, > 0; default lr. The schedule scales both"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for name in ("factor_every", "inverse_every"):
+            value = getattr(self, name)
+            if isinstance(value, int):
+                if value < 1:
+                    raise ValueError(f"{name}: must be >= 1, got {value}")
+                continue
+            steps = [first for first, _ in value]
+            if not steps or steps[0] != 0 or steps != sorted(set(steps)):
+                raise ValueError(
+                    f"{name}: need pairs (from step, number) in ascending order, the first "
+                    f"from step 0, got {[list(pair) for pair in value]}"
+                )
+            if any(every < 1 for _, every in value):
+                raise ValueError(f"{name}: numbers must be >= 1, got {[n for _, n in value]}")
+        return self
+
+
+class KfacOptions(EkfacOptions):
+    """K-FAC."""
+
+    damping_style: Literal["factored", "exact"] = Field(
+        "factored",
+        description="damping added to both factors (`factored`), or to the eigenvalues of their "
+        "product (`exact`)",
+    )
+
+
 def _register(
     name: str, target: str, options: type[Options], description: str, source: str
 ) -> None:
@@ -203,6 +276,20 @@ _register(
     LionOptions,
     "steps along the sign of a mean gradient, with decoupled weight decay",
     "Chen et al. 2023, algorithm 2",
+)
+_register(
+    "kfac",
+    "curvature:KroneckerRule",
+    KfacOptions,
+    "K-FAC: gradients preconditioned by Kronecker factors of the Fisher",
+    "Martens & Grosse 2015; Grosse & Martens 2016",
+)
+_register(
+    "ekfac",
+    "curvature:ekfac_rule",
+    EkfacOptions,
+    "EKFAC: K-FAC with re-estimated eigenvalues, from per-example gradients",
+    "George et al. 2018, algorithm 1",
 )
 _register(
     "nadam",

@@ -7,7 +7,7 @@ torch optimizers of `fedopt.optim.kfac` and the engines of federated clients are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -205,7 +205,10 @@ class KroneckerRule:
 
 
 def ekfac_rule(**options: object) -> KroneckerRule:
-    """Return the rule of EKFAC: K-FAC with the eigenvalue correction, which damps exactly."""
+    """Return the rule of EKFAC: K-FAC with the eigenvalue correction, which damps exactly.
+
+    Source: George et al. 2018, algorithm 1.
+    """
     return KroneckerRule(eigenvalue_correction=True, damping_style="exact", **options)  # type: ignore[arg-type]
 
 
@@ -278,6 +281,18 @@ class Curvature:
         self._values = (
             [zeros(layer.groups, layer.outputs, layer.inputs) for layer in model.layers]
             if rule.is_exact
+            else []
+        )
+        # Where eigenvalues are 0: their eigenvectors are any basis of what no batch reached.
+        self._null: list[tuple[Tensor, Tensor]] = (
+            [
+                (
+                    zeros(layer.groups, layer.outputs).bool(),
+                    zeros(layer.groups, layer.inputs).bool(),
+                )
+                for layer in model.layers
+            ]
+            if rule.eigenvalue_correction
             else []
         )
         self._has_basis = torch.zeros(clients, dtype=torch.bool)
@@ -371,7 +386,10 @@ class Curvature:
                 # The running diagonal is turned into the new basis, as a diagonal there.
                 turn_g = (vectors_g.mT @ self._left[position][where]).square()
                 turn_a = (vectors_a.mT @ self._right[position][where]).square()
-                turned = turn_g @ self._values[position][where] @ turn_a.mT
+                null = null_space(values_g), null_space(values_a)
+                for kept, found in zip(self._null[position], null, strict=True):
+                    kept[where] = found
+                turned = levelled(turn_g @ self._values[position][where] @ turn_a.mT, *null)
                 old = self._has_values[where].to(a.device)
                 product = torch.where(old[:, None, None, None], turned, product)
             self._values[position][where] = product
@@ -388,6 +406,7 @@ class Curvature:
         for position, seen in enumerate(statistics):
             values = self._values[position]
             own = seen.diagonal(self._right[position][where], self._left[position][where])
+            own = levelled(own, *(mask[where] for mask in self._null[position]))
             old = values[where]
             mixed = old.lerp(own.to(old.dtype), weights.to(old)[:, None, None, None])
             finite = own.flatten(1).isfinite().all(1)[:, None, None, None]
@@ -443,6 +462,30 @@ class Curvature:
         return total
 
 
+def null_space(values: Tensor) -> Tensor:
+    """Return which eigenvalues `[..., d]` are 0 but for rounding."""
+    largest = values.amax(-1, keepdim=True)
+    return values <= 10 * values.shape[-1] * torch.finfo(values.dtype).eps * largest
+
+
+def levelled(diagonal: Tensor, null_g: Tensor, null_a: Tensor) -> Tensor:
+    """Return a diagonal `[n, g, o, i]` with its mean wherever the eigenvectors are arbitrary.
+
+    Within the null space of a factor any basis is an eigenbasis: what later batches show there
+    must not depend on which one the decomposition happened to return.
+
+    Args:
+        diagonal: in the eigenbasis.
+        null_g: the null space of G, `[n, g, o]`.
+        null_a: the null space of A, `[n, g, i]`.
+    """
+    for axis, null in ((-1, null_a.unsqueeze(-2)), (-2, null_g.unsqueeze(-1))):
+        count = null.sum(axis, keepdim=True).clamp(min=1)
+        mean = (diagonal * null).sum(axis, keepdim=True) / count
+        diagonal = torch.where(null, mean, diagonal)
+    return diagonal
+
+
 def _within(where: Where, mask: Tensor) -> Where:
     """Return the clients of `where` that a mask `[n]` keeps."""
     if bool(mask.all()):
@@ -454,7 +497,7 @@ def _within(where: Where, mask: Tensor) -> Where:
 
 def kl_scale(
     rule: KroneckerRule,
-    lr: float,
+    lr: float | Tensor,
     directions: Sequence[Tensor],
     gradients: Sequence[Tensor],
 ) -> Tensor | None:
@@ -462,7 +505,7 @@ def kl_scale(
 
     Args:
         rule: the settings.
-        lr: of the step.
+        lr: of the step; of each client, `[n]`, or of all.
         directions: p, `[n, ...]` of each layer.
         gradients: g, alike.
 
@@ -483,11 +526,12 @@ def adapted_damping(damping: Tensor, actual: Tensor, predicted: Tensor) -> Tenso
     Args:
         damping: lambda, `[n]`.
         actual: change of the loss on the step's batch, `[n]`.
-        predicted: change by the quadratic model, `[n]`, < 0 where it is sound.
+        predicted: change by the quadratic model, `[n]`; where it is not < 0, as strategies'
+            corrections may make it, nothing is learnt of the damping.
 
     Source: Martens & Grosse 2015, section 6.5.
     """
-    ratio = torch.where(predicted < 0, actual / predicted, torch.zeros_like(actual))
+    ratio = torch.where(predicted < 0, actual / predicted, torch.full_like(actual, 0.5))
     change = ADAPT_FACTOR**ADAPT_EVERY
     moved = torch.where(ratio > 0.75, damping * change, damping)
     # A loss that is not finite has no ratio: the step was far too long.
@@ -495,6 +539,14 @@ def adapted_damping(damping: Tensor, actual: Tensor, predicted: Tensor) -> Tenso
     return moved.clamp_(*DAMPING_RANGE)
 
 
-def factor_sizes(model: KroneckerModel, rule: KroneckerRule, size: int) -> Mapping[str, int]:
-    """Return the scalars of each of the rule's slots, for a model of `size` parameters."""
-    return {name: model.sizes.get(name, 1 if name == "damping" else size) for name in rule.slots}
+def slot_sizes(model: KroneckerModel, rule: KroneckerRule, sizes: Sequence[int]) -> dict[str, int]:
+    """Return the scalars of each of the rule's slots.
+
+    Args:
+        model: the layers.
+        rule: the settings.
+        sizes: scalars of each parameter.
+    """
+    others = sum(sizes[position] for position in model.others)
+    known = {**model.sizes, "velocity": sum(sizes), "damping": 1}
+    return {name: known.get(name, others) for name in rule.slots}

@@ -42,6 +42,12 @@ class MoFedSamOptions(StrategyOptions):
     )
 
 
+class FedPmOptions(StrategyOptions):
+    """Mixing of locally preconditioned models in the metric of the clients' curvature."""
+
+    mu: float = Field(0.0, ge=0, description="weight of a proximal term mu/2 |w - x|^2, >= 0")
+
+
 class ScaffoldOptions(StrategyOptions):
     """Stochastic controlled averaging."""
 
@@ -106,5 +112,15 @@ register(
         options=MoFedSamOptions,
         description="sharpness-aware local steps along the server's momentum; needs local.sam",
         source="Qu et al. 2022 (MoFedSAM)",
+    )
+)
+register(
+    Entry(
+        kind="strategies",
+        name="fedpm",
+        target="fedopt.server.fedpm:FedPm",
+        options=FedPmOptions,
+        description="models mixed in the metric of the clients' curvature; needs kfac or ekfac",
+        source="Ishii et al. 2025 (FedPM)",
     )
 )

@@ -26,7 +26,7 @@ class ClientStateStore:
     Args:
         path: the file of rows, made if it does not exist.
         fields: names of the vectors in a row.
-        size: P, the length of each vector.
+        sizes: length of each of these vectors.
         dtype: of vectors and numbers.
         checkpoints: round -> (client -> row) of the checkpoints kept; the store goes on from
             the latest. None starts empty.
@@ -37,13 +37,13 @@ class ClientStateStore:
         self,
         path: Path,
         fields: tuple[str, ...],
-        size: int,
+        sizes: tuple[int, ...],
         dtype: torch.dtype,
         checkpoints: Mapping[int, Mapping[int, int]] | None = None,
         scalars: tuple[str, ...] = (),
     ) -> None:
         path.touch()
-        self.file = RowFile(str(path), fields, size, dtype, scalars)
+        self.file = RowFile(str(path), fields, sizes, dtype, scalars)
         kept = dict(checkpoints or {})
         self._index: dict[int, int] = dict(kept[max(kept)]) if kept else {}
         self._pending: dict[int, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from fedopt.client.algorithm import is_weighted
 from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
+from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
 
 
@@ -47,6 +49,8 @@ class Federation:
         optimizer_state: what becomes of the clients' optimizer state between rounds: `reset`,
             `keep` or `average`.
         optimizer_slots: names of the vectors of that state.
+        vector_sizes: length of the terms, broadcasts and state fields that are not P long.
+        kronecker: the layers with Kronecker factors, where the clients' optimizer has them.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
     """
@@ -65,6 +69,8 @@ class Federation:
     folder: Path | None = None
     optimizer_state: str = "reset"
     optimizer_slots: tuple[str, ...] = ()
+    vector_sizes: Mapping[str, int] = field(default_factory=dict)
+    kronecker: KroneckerModel | None = None
     plateau: Plateau | None = None
     lr: float = 1.0
 
@@ -74,7 +80,7 @@ class RoundSums:
     """Sums over the clients of a round, in float64.
 
     Args:
-        terms: sum of each term, `[P]`, weighted where `is_weighted`.
+        terms: sum of each term, `[P]` (or its own size), weighted where `is_weighted`.
         buffers: weighted sum of the changes of the buffers, `[Q]`.
         weight: sum of the weights, > 0.
         count: |S|, the clients that are in the sums, >= 1.

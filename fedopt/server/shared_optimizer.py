@@ -17,16 +17,17 @@ class SharedOptimizerState:
     """The weighted mean of the last cohort's optimizer states, sent to the next.
 
     Args:
-        slots: names of the optimizer's vectors.
-        size: P.
+        sizes: length of each of the optimizer's vectors, by slot.
     """
 
-    def __init__(self, slots: tuple[str, ...], size: int) -> None:
-        self._vectors = {OPTIMIZER + slot: torch.zeros(size, dtype=torch.float64) for slot in slots}
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._vectors = {
+            OPTIMIZER + slot: torch.zeros(size, dtype=torch.float64) for slot, size in sizes.items()
+        }
         self._steps = torch.zeros(1, dtype=torch.float64)
 
     def vectors(self) -> dict[str, Tensor]:
-        """Return the slots `[P]` and the step counter `[1]`, in float64."""
+        """Return the slots `[size]` and the step counter `[1]`, in float64."""
         return {**self._vectors, STEPS: self._steps}
 
     def load(self, vectors: Mapping[str, Tensor]) -> None:

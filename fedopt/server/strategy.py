@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedopt.client.algorithm import LocalAlgorithm, PlainLocal, state_scalars
+from fedopt.client.algorithm import OPTIMIZER, LocalAlgorithm, PlainLocal, state_scalars
 from fedopt.client.messages import (
     content_of,
     decode_outcome,
@@ -262,12 +262,14 @@ class FederatedStrategy(Strategy):
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
         """Return the bytes that a client is sent and sends in a round: the model and vectors."""
-        vector = layout.parameter_nbytes
-        shared = self.federation.optimizer_slots
-        averaged = len(shared) if self.federation.optimizer_state == "average" else 0
+        sizes, itemsize = self.federation.vector_sizes, layout.dtype.itemsize
+        averaged = self.federation.optimizer_state == "average"
+        shared = [OPTIMIZER + slot for slot in self.federation.optimizer_slots if averaged]
+        sent = sum(sizes.get(name, layout.size) for name in (*self.broadcasts, *shared))
+        returned = sum(sizes.get(name, layout.size) for name in self.algorithm.terms)
         return (
-            layout.nbytes + (len(self.broadcasts) + averaged) * vector,
-            layout.nbytes + (len(self.algorithm.terms) - 1) * vector,
+            layout.nbytes + sent * itemsize,
+            layout.nbytes + (returned - layout.size) * itemsize,
         )
 
     def summary(self) -> None:
@@ -311,6 +313,10 @@ class FederatedStrategy(Strategy):
         if self._plateau is not None:
             self._plateau = PlateauState.from_list(saved[PLATEAU].tolist())
 
+    def _vector_size(self, name: str) -> int:
+        """Return the length of a term, broadcast or state field."""
+        return self.federation.vector_sizes.get(name, self.layout.size)
+
     @property
     def layout(self) -> ParameterLayout:
         """The layout of the model, known from the first round on."""
@@ -346,7 +352,9 @@ class FederatedStrategy(Strategy):
         self._arrays, self._state = arrays, self._layout.state(tensors)
         if self.federation.optimizer_state == "average":
             slots = self.federation.optimizer_slots
-            self._optimizer = SharedOptimizerState(slots, self._layout.size)
+            self._optimizer = SharedOptimizerState(
+                {slot: self._vector_size(OPTIMIZER + slot) for slot in slots}
+            )
         scalars = state_scalars(self.algorithm)
         if self.algorithm.state_fields or scalars:
             folder = self.federation.folder
@@ -357,7 +365,7 @@ class FederatedStrategy(Strategy):
             self.store = ClientStateStore(
                 folder / "client_state.bin",
                 self.algorithm.state_fields,
-                self._layout.size,
+                tuple(self._vector_size(name) for name in self.algorithm.state_fields),
                 self._layout.dtype,
                 checkpoints,
                 scalars,

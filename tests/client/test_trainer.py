@@ -205,7 +205,7 @@ def test_a_failing_client_writes_no_state(tmp_path: Path) -> None:
     layout = worker.engine.layout
     path = tmp_path / "rows"
     path.touch()
-    rows = RowFile(str(path), ("control_variate",), layout.size, layout.dtype)
+    rows = RowFile(str(path), ("control_variate",), (layout.size,), layout.dtype)
     clients = [0, 2, 3, 5]
     block = Block(
         0, clients, [WORK.planned_steps(SIZES[c]) for c in clients], [-1] * 4, [3, 2, 1, 0]
@@ -241,7 +241,7 @@ def test_weighted_sums(count: int, size: int, dtype: torch.dtype, is_first: bool
 def test_rows_are_read_where_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "rows"
     path.touch()
-    file = RowFile(str(path), ("a", "b"), 3, torch.float64)
+    file = RowFile(str(path), ("a", "b"), (3, 3), torch.float64)
     values = {"a": torch.arange(6.0).double().view(2, 3), "b": -torch.ones(2, 3).double()}
     file.write([5, 1], values)
     back = file.read([1, 5, -1, 0, 99])
@@ -255,7 +255,7 @@ def test_rows_are_read_where_they_were_written(tmp_path: Path) -> None:
 def test_requests_survive_their_message() -> None:
     blocks = [Block(0, [4, 2], [3, 1], [-1, 7], [0, 1]), Block(3, [9], [2], [5], [2])]
     arrays = {"w": torch.ones(2, 2)}
-    file = RowFile("/somewhere", ("a",), 4, torch.float32)
+    file = RowFile("/somewhere", ("a",), (4,), torch.float32)
     extra = ConfigRecord({"experiment": "{}"})
     content = encode_request(
         7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, 0.5, extra, 5

@@ -38,7 +38,9 @@ class Store(RuleBasedStateMachine):
         self.store = self.open(None)
 
     def open(self, checkpoints: dict[int, dict[int, int]] | None) -> ClientStateStore:
-        return ClientStateStore(self.path, FIELDS, SIZE, torch.float32, checkpoints)
+        return ClientStateStore(
+            self.path, FIELDS, (SIZE,) * len(FIELDS), torch.float32, checkpoints
+        )
 
     def value(self, number: float) -> dict[str, torch.Tensor]:
         return {"a": torch.full((1, SIZE), number), "b": torch.full((1, SIZE), -number)}
@@ -123,7 +125,7 @@ TestStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 def test_rows_are_reused(tmp_path: Path) -> None:
     """Without checkpoints two rows a client are enough, however many rounds there are."""
-    store = ClientStateStore(tmp_path / "rows", ("a",), 4, torch.float64)
+    store = ClientStateStore(tmp_path / "rows", ("a",), (4,), torch.float64)
     for number in range(50):
         _, write = store.begin([0, 1, 2])
         store.file.write(write, {"a": torch.full((3, 4), float(number)).double()})
@@ -133,7 +135,7 @@ def test_rows_are_reused(tmp_path: Path) -> None:
 
 
 def test_released_rows_are_reused(tmp_path: Path) -> None:
-    store = ClientStateStore(tmp_path / "rows", ("a",), 4, torch.float64)
+    store = ClientStateStore(tmp_path / "rows", ("a",), (4,), torch.float64)
     for number in range(1, 40):
         _, write = store.begin([0, 1])
         store.file.write(write, {"a": torch.full((2, 4), float(number)).double()})
@@ -144,7 +146,7 @@ def test_released_rows_are_reused(tmp_path: Path) -> None:
 
 
 def test_size_follows_the_clients_that_trained(tmp_path: Path) -> None:
-    store = ClientStateStore(tmp_path / "rows", ("a",), 4, torch.float64)
+    store = ClientStateStore(tmp_path / "rows", ("a",), (4,), torch.float64)
     _, write = store.begin([10**12, 3])
     store.file.write(write, {"a": torch.ones(2, 4).double()})
     store.commit([10**12])
