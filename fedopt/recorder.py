@@ -6,6 +6,7 @@ client state) and what is resumed from is the strategy's state.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import tempfile
@@ -43,6 +44,8 @@ from fedopt.server.model_average import ModelAverage
 from fedopt.server.rounds import Federation, RoundRecord, is_due
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
+
+log = logging.getLogger("fedopt")
 
 CHECKPOINTS = "checkpoints"
 TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps", "client_gradients")
@@ -137,6 +140,14 @@ class Recorder:
         self._describe_population()
         first = self._checkpoints[-1].round + 1 if self._checkpoints else 1
         self.progress.start(config.rounds, self._header(layout))
+        layers = experiment.kronecker
+        if layers is not None and layers.reasons:
+            log.info(
+                "%s without Kronecker factors, trained by %s: %s",
+                f"{len(layers.reasons)} parameters",
+                getattr(config.optimizer.options, "fallback", "sgd"),
+                "; ".join(f"{name} ({why})" for name, why in layers.reasons.items()),
+            )
         self._started = time.perf_counter() - self._totals["wall_seconds"]
         return arrays, first
 
@@ -257,6 +268,12 @@ class Recorder:
             "population": self._population,
             "environment": environment(),
         }
+        layers = self.experiment.kronecker
+        if layers is not None:
+            facts["second_order"] = {
+                "layers": [layer.name for layer in layers.layers],
+                "fallback": layers.reasons,
+            }
         averaged: dict[str, Tensor] | None = None
         if self._average is not None and self._averaged_state is not None:
             averaged = self.strategy.layout.named(self._averaged_state)
@@ -363,7 +380,9 @@ class Recorder:
         if strategy.store and with_clients:
             for client in strategy.store.clients():
                 for name, vector in strategy.store.read(client).items():
-                    named = layout.named_vector(vector) if vector.dim() else {name: vector}
+                    # Numbers, and vectors that are not of the parameters, have no arrays' names.
+                    is_named = vector.dim() and name not in self.experiment.vector_sizes
+                    named = layout.named_vector(vector) if is_named else {name: vector}
                     rows.setdefault(name, {})[client] = named
         return Snapshot(
             layout.named(strategy.state),

@@ -162,6 +162,23 @@ INTERRUPTED: dict[str, dict[str, Any]] = {
     "kept": {"local": {"epochs": 1, "optimizer": MOMENTUM, "optimizer_state": "keep"}},
     "kept adam": {"local": {"epochs": 1, "optimizer": "adam", "optimizer_state": "keep"}},
     "averaged": {"local": {"epochs": 1, "optimizer": "adam", "optimizer_state": "average"}},
+    "kfac, averaged": {
+        "model": {"name": "mlp", "hidden": [12]},
+        "local": {
+            "epochs": 1,
+            "optimizer": {"name": "kfac", "lr": 0.05, "momentum": 0.9, "adapt_damping": True},
+            "optimizer_state": "average",
+        },
+    },
+    "ekfac, kept": {
+        "model": {"name": "mlp", "hidden": [12]},
+        "local": {
+            "epochs": 1,
+            "optimizer": {"name": "ekfac", "lr": 0.05, "fisher": "mc"},
+            "optimizer_state": "keep",
+        },
+    },
+    "fedpm": {"strategy": "fedpm", "local": {"epochs": 1, "optimizer": "kfac"}},
     "mofedsam": {"strategy": "mofedsam", "local": {"epochs": 1, "sam": {"rho": 0.05}}},
     "scaffold, kept": {
         "strategy": {"name": "scaffold", "option": "I"},
