@@ -35,14 +35,16 @@ MAY_DIFFER = {
 def modules() -> Iterator[SimpleNamespace]:
     """The scripts as modules; they are found beside each other, as when `run.py` is executed."""
     known = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
+    added = [str(FOLDER), str(FOLDER.parent)]
+    sys.path[:0] = added
     try:
         studies = importlib.import_module("studies")
-        run: ModuleType = importlib.import_module("run")
+        run: ModuleType = importlib.import_module("study")
         yield SimpleNamespace(studies=studies, run=run)
     finally:
-        sys.path.remove(str(FOLDER))
-        for module in {"studies", "run"} - known:
+        for folder in added:
+            sys.path.remove(folder)
+        for module in {"studies", "study"} - known:
             sys.modules.pop(module, None)
 
 
@@ -60,7 +62,9 @@ def test_a_quick_study_prints_intervals(
     name: str, modules: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert modules.run.main([name, "--quick", "--out", str(out)]) == 0
+    assert (
+        modules.run.main(modules.studies.STUDIES, FOLDER, [name, "--quick", "--out", str(out)]) == 0
+    )
     study = modules.studies.STUDIES[name]
     printed = capsys.readouterr().out
     assert len(INTERVAL.findall(printed)) == (len(study.arms) - 1) * len(study.measures)
@@ -85,7 +89,7 @@ def test_a_quick_study_prints_intervals(
 @pytest.mark.parametrize("name", NAMES)
 def test_arms_differ_only_in_what_they_claim_to(name: str, modules: SimpleNamespace) -> None:
     study = modules.studies.STUDIES[name]
-    plan = modules.run.plan_of(study, 5, quick=False)
+    plan = modules.run.plan_of(study, FOLDER, 5, quick=False)
     assert not set(plan.seeds) & set(plan.tuning_seeds)
     trees = [flat(plan.config(arm.overrides, 0.1, 0).dump()) for arm in study.arms]
     for tree in trees[1:]:
@@ -117,7 +121,7 @@ def test_two_models_of_one_run_are_paired(modules: SimpleNamespace) -> None:
 
 
 def test_the_cyclic_rate_is_lowest_where_models_are_averaged(modules: SimpleNamespace) -> None:
-    plan = modules.run.plan_of(modules.studies.SWA, 5, quick=False)
+    plan = modules.run.plan_of(modules.studies.SWA, FOLDER, 5, quick=False)
     config = plan.config(modules.studies.CYCLIC, 0.1, 0)
     rates = Experiment.from_config(config).rates()
     swa = config.server_swa
@@ -149,7 +153,7 @@ def test_a_rate_that_diverges_is_not_chosen(
         rates=(0.1, 1e30),
         quick=("rounds=2",),
     )
-    plan = modules.run.Plan(study, (0, 1), (1000,), study.quick)
+    plan = modules.run.Plan(study, FOLDER, (0, 1), (1000,), study.quick)
     outcome = modules.run.run_study(plan, modules.run.Console(stderr=True))
     assert set(outcome.rates.values()) == {0.1}
     assert "diverged" in modules.run.report(outcome)

@@ -366,10 +366,10 @@ def damped_inverse(factor: Tensor, damping: Tensor) -> Tensor:
     size = factor.shape[-1]
     eye = torch.eye(size, dtype=factor.dtype, device=factor.device)
     lower, info = torch.linalg.cholesky_ex(factor + damping[..., None, None] * eye)
-    inverse = torch.cholesky_inverse(lower)
+    bad = (info != 0) | (damping < _rounding(factor) * trace(factor))
+    inverse = torch.cholesky_inverse(torch.where(bad[..., None, None], eye, lower))
     inverse = (inverse + inverse.mT) / 2
-    lost = damping < _rounding(factor) * trace(factor)
-    bad = (info != 0) | lost | ~inverse.isfinite().flatten(-2).all(-1)
+    bad |= ~inverse.isfinite().flatten(-2).all(-1)
     if bad.any():
         values, vectors = torch.linalg.eigh(factor[bad].double())
         denominators = values.clamp_(min=0) + damping[bad].double().unsqueeze(-1)

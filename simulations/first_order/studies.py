@@ -1,116 +1,19 @@
-"""The three studies as data: arms, measures and grids. How they are run is in run.py.
-
-An arm is the study's TOML with a few `key=value` words, as on the command line of `fedopt run`.
-The first arm of a study is the reference that the others are compared with.
-"""
+"""Three studies of first-order training as data: arms, measures and grids. See ../study.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-import pandas as pd
-
-Better = Literal["higher", "lower"]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What one line of the table is about.
-
-    Args:
-        name: name for people.
-        overrides: words `key=value` that make the arm from the study's TOML.
-        model: which model is measured: "last", the server's, or "averaged" (`server.swa`). Arms
-            with the same overrides are two models of one run.
-    """
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    model: Literal["last", "averaged"] = "last"
-
-    def column(self, metric: str) -> str:
-        """Return the column of `rounds.csv` that holds a metric of the arm's model."""
-        return f"swa_{metric}" if self.model == "averaged" else metric
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that a run comes to.
-
-    Args:
-        name: name for people.
-        metric: column of `rounds.csv`, of the last model.
-        better: which direction is better.
-        of: from the values of the rounds that were measured, indexed by round, to the number.
-    """
-
-    name: str
-    metric: str
-    better: Better
-    of: Callable[[pd.Series[float]], float]
-
-    def measure(self, history: pd.DataFrame, arm: Arm) -> float:
-        """Return the number of an arm's model in a run."""
-        values = history.set_index("round")[arm.column(self.metric)].dropna()
-        return float(self.of(values))
-
-
-def last(values: pd.Series[float]) -> float:
-    """Return the value of the last round."""
-    return float(values.iloc[-1])
-
-
-def last_quarter(values: pd.Series[float]) -> pd.Series[float]:
-    """Return the values of the last quarter of the rounds."""
-    return values[values.index > 0.75 * values.index.max()]
-
-
-FINAL_ACCURACY = Measure("final accuracy", "test_accuracy", "higher", last)
-BEST_ACCURACY = Measure("best accuracy", "test_accuracy", "higher", lambda v: float(v.max()))
-FINAL_NLL = Measure("final NLL", "test_loss", "lower", last)
-FINAL_ECE = Measure("final ECE", "test_ece", "lower", last)
-SHARPNESS = Measure("sharpness", "test_sharpness", "lower", last)
-LATE_ACCURACY = Measure(
-    "late accuracy",
-    "test_accuracy",
-    "higher",
-    lambda v: float(last_quarter(v).mean()),
+from study import (
+    BEST_ACCURACY,
+    FINAL_ACCURACY,
+    FINAL_ECE,
+    FINAL_NLL,
+    LATE_ACCURACY,
+    LATE_DEVIATION,
+    LATE_NLL,
+    SHARPNESS,
+    Arm,
+    Study,
 )
-LATE_NLL = Measure("late NLL", "test_loss", "lower", lambda v: float(last_quarter(v).mean()))
-LATE_DEVIATION = Measure(
-    "late deviation",
-    "test_accuracy",
-    "lower",
-    lambda v: float(last_quarter(v).std()),
-)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A question, and how it is asked.
-
-    Args:
-        name: name on the command line, and of the TOML.
-        title: what is compared, one line.
-        arms: the first is the reference.
-        measures: what is reported.
-        rates: grid of learning rates, rising.
-        tuned_by: what chooses a rate, on the tuning seeds.
-        tuned_arms: "each" chooses a rate for each arm; "reference" uses the reference's for all.
-        quick: overrides of all arms under `--quick`.
-    """
-
-    name: str
-    title: str
-    arms: tuple[Arm, ...]
-    measures: tuple[Measure, ...]
-    rates: tuple[float, ...]
-    tuned_by: Measure
-    tuned_arms: Literal["each", "reference"]
-    quick: tuple[str, ...]
-
 
 SAM = Study(
     name="sam",
