@@ -7,7 +7,9 @@ from typing import Any
 
 _HOME = {
     "ASAM": "sam",
+    "EKFAC": "kfac",
     "GradientTransforms": "transforms",
+    "KFAC": "kfac",
     "RuleOptimizer": "adapter",
     "SAM": "sam",
     "Transformed": "transformed",
@@ -22,6 +24,8 @@ _HOME = {
 
 __all__ = [
     "ASAM",
+    "EKFAC",
+    "KFAC",
     "SAM",
     "GradientTransforms",
     "RuleOptimizer",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedopt.errors import ConfigError
 from fedopt.optim.curvature import KroneckerRule
+from fedopt.optim.kfac import second_order
 from fedopt.optim.rules import Rule, RuleState
 from fedopt.optim.torch_rule import TorchRule, torch_rule
 from fedopt.registry import entries, get, import_object
@@ -126,6 +127,10 @@ def create_optimizer(
         ConfigError: as `make_rule`.
     """
     rule, lr = make_rule(name, **options)
+    if isinstance(rule, KroneckerRule):
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f'"{name}" needs the model, got {type(model).__name__}', key="model")
+        return second_order(model, rule, lr)
     if isinstance(model, nn.Module):
         model = (p for p in model.parameters() if p.requires_grad)
     if isinstance(rule, TorchRule):

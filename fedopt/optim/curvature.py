@@ -7,9 +7,9 @@ torch optimizers of `fedopt.optim.kfac` and the engines of federated clients are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -361,6 +361,15 @@ class Curvature:
         self._has_values[where] = False
         self._was_given[where] = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is kept, as tensors and lists of tensors."""
+        return {name: getattr(self, name) for name in _KEPT}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back copies of what `state_dict` returned."""
+        for name in _KEPT:
+            setattr(self, name, _like(getattr(self, name), state[name]))
+
     def packed(self) -> dict[str, Tensor]:
         """Return the factors as vectors of upper triangles, `[C, size]` each."""
         return {"input_factors": pack(self.inputs), "gradient_factors": pack(self.gradients)}
@@ -460,6 +469,30 @@ class Curvature:
             squares = d.double().square().flatten(1).sum(1).cpu()
             total += curved.double().flatten(1).sum(1).cpu() + lam * squares
         return total
+
+
+_KEPT = (
+    "damping",
+    "has_factors",
+    "rejected",
+    "inputs",
+    "gradients",
+    "_left",
+    "_right",
+    "_values",
+    "_null",
+    "_has_basis",
+    "_has_values",
+    "_was_given",
+)
+"""Attributes of `Curvature` that make up its state."""
+
+
+def _like(old: Any, new: Any) -> Any:
+    """Return copies of tensors on the devices of others, in the same lists and pairs."""
+    if isinstance(old, Tensor):
+        return new.to(old.device, copy=True)
+    return type(old)(_like(a, b) for a, b in zip(old, new, strict=True))
 
 
 def null_space(values: Tensor) -> Tensor:

@@ -135,6 +135,9 @@ class SAM(OptimizerWrapper):
             zero_grad: whether to clear the gradients afterwards.
         """
         self.restore()
+        hold = getattr(self.base, "hold", None)
+        if hold is not None:  # K-FAC's factors are those at w
+            hold()
         trained = self._trained()
         self._kept = [(p, p.clone()) for _, parameters, _ in trained for p in parameters]
         directions, measured = [], []

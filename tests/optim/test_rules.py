@@ -448,7 +448,7 @@ def test_parameters_and_groups_may_be_given_in_place_of_a_model() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
 
 
-RATES = {"adagrad": 0.5, "adadelta": 20.0, "adafactor": 0.5}
+RATES = {"adagrad": 0.5, "adadelta": 20.0, "adafactor": 0.5, "kfac": 0.5, "ekfac": 0.5}
 
 
 def test_a_model_learns_under_every_optimizer() -> None:
