@@ -22,13 +22,17 @@ from fedopt.errors import ConfigError, did_you_mean
 from fedopt.registry import Options, get, import_object
 from fedopt.schema import (
     CheckpointTable,
+    CurriculumTable,
     EngineTable,
     EvaluationTable,
     GradientTable,
     LocalSwaTable,
     LocalTable,
+    PacedTable,
     RunTable,
     SamTable,
+    SelfPacedTable,
+    ServerCurriculumTable,
     ServerSwaTable,
     SystemTable,
     Table,
@@ -83,7 +87,10 @@ class Config:
     sam: SamTable = field(default_factory=SamTable)
     gradient: GradientTable = field(default_factory=GradientTable)
     local_swa: LocalSwaTable = field(default_factory=LocalSwaTable)
+    local_curriculum: CurriculumTable = field(default_factory=CurriculumTable)
+    self_paced: SelfPacedTable = field(default_factory=SelfPacedTable)
     server_swa: ServerSwaTable = field(default_factory=ServerSwaTable)
+    server_curriculum: ServerCurriculumTable = field(default_factory=ServerCurriculumTable)
     system: SystemTable = field(default_factory=SystemTable)
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
@@ -94,7 +101,10 @@ class Config:
         "local.sam": SamTable,
         "local.gradient": GradientTable,
         "local.swa": LocalSwaTable,
+        "local.curriculum": CurriculumTable,
+        "local.self_paced": SelfPacedTable,
         "server.swa": ServerSwaTable,
+        "server.curriculum": ServerCurriculumTable,
         "system": SystemTable,
         "engine": EngineTable,
         "evaluation": EvaluationTable,
@@ -143,7 +153,8 @@ class Config:
 
 def field_name(key: str) -> str:
     """Return the field of `Config` that holds a table: `local.sam` is `sam`."""
-    return key.replace(".", "_") if key.endswith(".swa") else key.rpartition(".")[2]
+    shared = key.endswith((".swa", ".curriculum"))
+    return key.replace(".", "_") if shared else key.rpartition(".")[2]
 
 
 def default_choice(key: str, name: str | None = None) -> Choice:
@@ -355,12 +366,34 @@ def _check_together(config: Config) -> None:
             "or a smaller every",
             key="server.swa.start",
         )
+    for key, paced in (
+        ("local.curriculum", config.local_curriculum),
+        ("server.curriculum", config.server_curriculum),
+    ):
+        if paced.is_on and getattr(paced, "scope", "across") == "across":
+            _check_pacing(key, paced, config.rounds)
     metric = getattr(config.schedule.options, "metric", "")
     if metric.startswith("validation") and not config.evaluation.validation_clients:
         raise ConfigError(
             f'got 0, but the schedule "plateau" watches "{metric}"; use a number > 0 (and '
             'data.validation_fraction > 0), or local.schedule.metric = "train_loss"',
             key="evaluation.validation_clients",
+        )
+
+
+def _check_pacing(key: str, paced: PacedTable, rounds: int) -> None:
+    """Check that all data are available in the last round.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    last = (rounds - 1) / rounds
+    if paced.full_at > last and paced.start < 1:
+        raise ConfigError(
+            f'got {paced.full_at:g}: the pacing "{paced.pacing}" never reaches all data, as the '
+            f"last of {rounds} rounds begins at {last:.3g} of the training; use at most that, or "
+            "more rounds",
+            key=f"{key}.full_at",
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedopt.client.algorithm import LocalAlgorithm
+from fedopt.client.algorithm import THRESHOLD, LocalAlgorithm
 from fedopt.client.curvature import Taps, hessian_kind, kronecker_model, vector_sizes
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
@@ -25,6 +25,7 @@ from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import LocalWork
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
 from fedopt.data.arrays import ArrayPopulation
@@ -35,6 +36,7 @@ from fedopt.models.layout import ParameterLayout
 from fedopt.optim.kronecker import KroneckerModel, UnsupportedModelError
 from fedopt.registry import get, import_object
 from fedopt.seeds import torch_seed
+from fedopt.selection import Selecting
 from fedopt.server.blocks import client_cost, default_block_size
 
 if TYPE_CHECKING:
@@ -154,6 +156,7 @@ class Experiment:
             weight_by_examples=strategy["weighting"] == "examples",
             drop_partial=strategy["partial_work"] == "drop",
             vector_sizes=self.vector_sizes,
+            selector=self.selecting.selector(device),
         )
 
     @cached_property
@@ -170,10 +173,18 @@ class Experiment:
     def vector_sizes(self) -> dict[str, int]:
         """Length of the vectors of an optimizer's state that are not P long, by full name."""
         rule, layers = self.recipe.kronecker, self.kronecker
+        sizes = {THRESHOLD: 1}
         if rule is None or layers is None:
-            return {}
+            return sizes
         layout = ParameterLayout.of(self.build_model())
-        return vector_sizes(layers, rule, [spec.size for spec in layout.parameters])
+        return sizes | vector_sizes(layers, rule, [spec.size for spec in layout.parameters])
+
+    @cached_property
+    def selecting(self) -> Selecting:
+        """What selects the clients' examples."""
+        return Selecting(
+            self.config, self.population, self.build_model, self.loss, self.nominal_steps
+        )
 
     @cached_property
     def engine_choice(self) -> EngineChoice:
@@ -197,7 +208,9 @@ class Experiment:
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""
         algorithm = load_strategy(self.config.strategy.name).local(self.config.strategy.options)
-        return with_optimizer_state(algorithm, self.recipe.optimizer_state, self.recipe.rule.slots)
+        recipe, pace = self.recipe, self.selecting.pace
+        algorithm = with_optimizer_state(algorithm, recipe.optimizer_state, recipe.rule.slots)
+        return with_shared_threshold(algorithm, pace is not None and pace.shared)
 
     def cohort_size(self) -> int:
         """Return the number of clients sampled a round."""
@@ -295,6 +308,7 @@ class Experiment:
             ) from error
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ConfigError("the loss must be a scalar tensor", key="local.loss")
+        self.selecting.check(output, targets)
 
     def _check_curvature(self) -> None:
         """Check that an optimizer with Kronecker factors can train the model, on two examples."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import LocalAverage, Recipe, Sharpness
+from fedopt.client.self_paced import SelfPace
 from fedopt.config import Config
 from fedopt.errors import ConfigError
 from fedopt.optim.adapter import make_rule
@@ -56,6 +57,9 @@ def make_recipe(config: Config) -> Recipe:
         average=LocalAverage(swa.last_steps, swa.last_epochs, swa.decay) if swa.is_on else None,
         optimizer_state=kept,
         cycles_momentum=cycles_momentum(config, rule.momentum_like),
+        self_pace=SelfPace(config.self_paced.name, config.self_paced.ratio)
+        if config.self_paced.is_on
+        else None,
     )
 
 

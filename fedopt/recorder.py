@@ -7,11 +7,12 @@ client state) and what is resumed from is the strategy's state.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from fedopt.results import Run, Snapshot
 from fedopt.seeds import torch_generator
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
+from fedopt.server.client_curriculum import ClientCurriculum
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
 from fedopt.server.model_average import ModelAverage
 from fedopt.server.rounds import Federation, RoundRecord, is_due
@@ -224,6 +226,8 @@ class Recorder:
             "failed_clients": record.count(Status.FAILED),
             "lr": self._mean_lr(record),
             "skipped_steps": sum(reports.skipped_steps),
+            "available_share": _mean_of_known(reports.available_share),
+            "selected_share": _mean_of_known(reports.selected_share),
             "bytes_up": int(totals["bytes_up"]),
             "bytes_down": int(totals["bytes_down"]),
             "wall_seconds": totals["wall_seconds"],
@@ -391,6 +395,12 @@ class Recorder:
         )
 
 
+def _mean_of_known(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
 def _test_metrics(measured: Measurement) -> dict[str, float]:
     names = ("loss", "accuracy", "ece", "mce", "brier")
     return {f"test_{name}": getattr(measured, name) for name in names}
@@ -400,6 +410,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
     """Return the configured strategy over the experiment's population."""
     config = experiment.config
     layout = ParameterLayout.of(experiment.build_model())
+    pace, paced = experiment.selecting.pace, config.server_curriculum
     federation = Federation(
         sizes=experiment.population.sizes,
         clients_per_round=experiment.cohort_size(),
@@ -417,6 +428,12 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         optimizer_slots=experiment.recipe.rule.slots,
         vector_sizes=experiment.vector_sizes,
         kronecker=experiment.kronecker,
+        shared_threshold=pace is not None and pace.shared,
+        client_curriculum=ClientCurriculum(
+            paced.name, paced.pacing, paced.start, paced.full_at, config.rounds
+        )
+        if paced.is_on
+        else None,
         plateau=make_plateau(config),
         lr=base_lr(config),
     )

@@ -166,6 +166,132 @@ class LocalSwaTable(Table):
         return any(v is not None for v in (self.last_steps, self.last_epochs, self.decay))
 
 
+Pacing = Literal["linear", "quadratic", "root", "exponential", "logarithmic", "step"]
+Order = Literal["none", "curriculum", "anti", "random"]
+
+
+class PacedTable(Table):
+    """What becomes available in which order, and when."""
+
+    name: Order = Field(
+        "none",
+        description="order in which data become available: easy first (`curriculum`), hard first "
+        "(`anti`), `random` (the control), or all at once",
+    )
+    pacing: Pacing = Field(
+        "linear", description="how the available share grows (Wu et al. 2021, table 2)"
+    )
+    start: float = Field(
+        0.2, gt=0, le=1, description="share available at the start of training, in (0, 1]"
+    )
+    full_at: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="share of the training after which all are available, in (0, 1]; more would "
+        "never reach all data",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is held back."""
+        return self.name != "none"
+
+
+class CurriculumTable(PacedTable):
+    """Which of its examples a client trains on by when."""
+
+    score: str = Field(
+        "loss",
+        description="difficulty of an example: `loss` or `margin` of the reference model, a path "
+        'to a .npy file of numbers (clients one after another), or "package.module:function" of '
+        "(client, inputs, targets)",
+    )
+    reference: Literal["global", "local", "teacher"] = Field(
+        "global",
+        description="model that scores: the server's of the round (`global`), that model after "
+        "the client's own training of the round, which costs as much again (`local`), or a file's",
+    )
+    teacher: str | None = Field(
+        None, description="model.safetensors of a run with the same model; needs reference teacher"
+    )
+    scope: Literal["across", "within"] = Field(
+        "across", description="pacing over the rounds of the run, or over the steps of each round"
+    )
+
+    @model_validator(mode="after")
+    def _has_teacher(self) -> CurriculumTable:
+        if (self.reference == "teacher") != (self.teacher is not None):
+            got = "nothing" if self.teacher is None else f'"{self.teacher}"'
+            raise ValueError(
+                f'teacher: got {got} with reference = "{self.reference}"; the reference "teacher" '
+                "and the path of its file go together"
+            )
+        return self
+
+
+class SelfPacedTable(Table):
+    """Examples weighed by their own loss, of which those above a threshold have none."""
+
+    name: Literal["none", "hard", "linear", "log", "mixture"] = Field(
+        "none",
+        description="weights: 1 below the threshold (`hard`; Kumar et al. 2010), or falling with "
+        "the loss (Jiang et al. 2014)",
+    )
+    threshold: float | None = Field(
+        None, gt=0, description="loss in the first round from which on examples have no weight, > 0"
+    )
+    growth: float = Field(1.2, ge=1, description="factor of `threshold` a round, >= 1")
+    quantile: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="the threshold leaves this share of a client's losses below it, in (0, 1], "
+        "instead of `threshold`; costs a forward pass over its examples a round",
+    )
+    quantile_step: float = Field(
+        0.05, ge=0, description="what is added to `quantile` a round, >= 0; from 1 on all count"
+    )
+    scope: Literal["client", "shared"] = Field(
+        "client",
+        description="whether each client has the quantile of its own losses, or all have the mean "
+        "of the last cohort's, one number up and down",
+    )
+    ratio: float = Field(
+        0.5, gt=0, lt=1, description="`mixture`: full weight below ratio times the threshold"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_threshold(self) -> SelfPacedTable:
+        if self.name == "none":
+            if self.threshold is not None or self.quantile is not None:
+                key = "threshold" if self.threshold is not None else "quantile"
+                raise ValueError(
+                    f'{key}: needs name, one of hard, linear, log, mixture, got "none"'
+                )
+            return self
+        if (self.threshold is None) == (self.quantile is None):
+            both = self.threshold is not None
+            raise ValueError(
+                f"threshold: give either threshold or quantile, got {'both' if both else 'neither'}"
+            )
+        if self.scope == "shared" and self.quantile is None:
+            raise ValueError("scope: shared needs quantile; a threshold is the same for all anyway")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether examples are weighed."""
+        return self.name != "none"
+
+
+class ServerCurriculumTable(PacedTable):
+    """Which clients are sampled by when, by the loss of their last participation.
+
+    Clients that have not trained yet have no loss; they come first.
+    """
+
+
 class ServerSwaTable(Table):
     """A running mean of the server's models, evaluated and saved beside the last; not fed back."""
 

@@ -157,6 +157,20 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "steps",
         "Local steps of the cohort that did not happen because of their gradient.",
     ),
+    Column(
+        "available_share",
+        "real",
+        "fraction",
+        "Mean over the clients of the share of their examples that the curriculum has made "
+        "available; empty without curriculum or self-paced learning.",
+    ),
+    Column(
+        "selected_share",
+        "real",
+        "fraction",
+        "Mean over the clients of the share of their steps' examples with a weight > 0; empty "
+        "without self-paced learning.",
+    ),
     Column("bytes_up", "integer", "bytes", "Sent from clients to the server.", cumulative=True),
     Column("bytes_down", "integer", "bytes", "Sent from the server to clients.", cumulative=True),
     Column(
@@ -221,6 +235,18 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
         "1",
         "Sum of the coefficients with which the applied gradients entered the update: of the "
         "learning rates for SGD; empty where the optimizer has none.",
+    ),
+    Column(
+        "available_share",
+        "real",
+        "fraction",
+        "Share of the client's examples that the curriculum has made available, mean over steps.",
+    ),
+    Column(
+        "selected_share",
+        "real",
+        "fraction",
+        "Share of the steps' examples with a weight > 0 in self-paced learning.",
     ),
 )
 """Columns of `clients.csv`, in order: one row per client and round."""

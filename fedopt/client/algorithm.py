@@ -29,6 +29,7 @@ class LocalTerms:
         optimizer_steps: the rule's step counters that belong to them, `[G]` or a scalar.
         mixing: whether what models are mixed with is wanted: changes in the metric of the
             clients' input factors, and these.
+        thresholds: each client's threshold of self-paced learning, `[G]`, > 0; None: infinite.
     """
 
     proximal: float = 0.0
@@ -38,6 +39,7 @@ class LocalTerms:
     optimizer_state: Vectors | None = None
     optimizer_steps: Tensor | None = None
     mixing: bool = False
+    thresholds: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class LocalResult:
         optimizer_state: the rule's slots after the last step, `[G, P]`, where they are kept.
         optimizer_steps: its step counters, `[G]`, where they are kept.
         mixed: the change in the metric of the client's input factors, `[G, P]`, where asked for.
+        selected: share of the examples of the steps that had a weight > 0, `[G]`, where the
+            recipe is self-paced.
     """
 
     delta: Tensor
@@ -70,6 +74,7 @@ class LocalResult:
     optimizer_state: Vectors = field(default_factory=dict)
     optimizer_steps: Tensor | None = None
     mixed: Tensor | None = None
+    selected: Tensor | None = None
 
     @property
     def displacement(self) -> Tensor:
@@ -94,9 +99,13 @@ OPTIMIZER = "optimizer."
 """Prefix of the terms, broadcasts and state fields that are an optimizer's, not a strategy's."""
 
 
+THRESHOLD = "self_paced.threshold"
+"""Name of the term and broadcast of a shared threshold of self-paced learning, of length 1."""
+
+
 def is_weighted(term: str) -> bool:
     """Return whether a term is summed with the clients' weights rather than with 1."""
-    return term == "delta" or term.startswith(OPTIMIZER)
+    return term in ("delta", THRESHOLD) or term.startswith(OPTIMIZER)
 
 
 class LocalAlgorithm(Protocol):

@@ -33,6 +33,7 @@ from fedopt.client.gradients import gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
 from fedopt.client.stacked import is_fused
 from fedopt.client.stacked_steps import drift
 from fedopt.client.steps import LocalSteps
@@ -144,8 +145,10 @@ class LoopEngine:
                 self._kronecker,
             )
             draws = partial(FisherDraws, self._seed, round, clients=[plan.client])
-            loss_sum, seen = self._take_steps(steps, batches, draws)
+            loss_sum, seen, selected = self._take_steps(steps, batches, draws, terms)
             result = self._outcome(steps, start, plan, inputs, targets)
+            if selected is not None:
+                result = replace(result, selected=selected.shares)
         return replace(
             result,
             buffers=(bound.buffers() - start.buffers.cpu()).unsqueeze(0),
@@ -220,34 +223,51 @@ class LoopEngine:
         return loss_sum
 
     def _take_steps(
-        self, steps: LocalSteps, batches: Iterator[Batch], draws: Callable[[int], FisherDraws]
-    ) -> tuple[Tensor, int]:
-        """Take steps by the recipe; return sum and number of the losses of those that happen."""
+        self,
+        steps: LocalSteps,
+        batches: Iterator[Batch],
+        draws: Callable[[int], FisherDraws],
+        terms: LocalTerms,
+    ) -> tuple[Tensor, int, Selected | None]:
+        """Take steps by the recipe.
+
+        Returns:
+            Sum and number of the losses of the steps that happen, and what was selected.
+        """
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        can_skip = self._recipe.can_skip
+        can_skip, pace = self._recipe.can_skip, self._recipe.self_pace
+        selected = Selected(1) if pace is not None else None
         for number, batch in enumerate(batches):
             before = self._bound.kept_buffers() if can_skip else []
-            found = None
+            found = selection = wanted = None
+            if pace is not None:
+                selection = Selection(pace, thresholds_of(terms, 1))
             if steps.wants_statistics(number, 1):
-                loss, gradients, found = self._with_statistics(batch, draws(number))
+                loss, gradients, found = self._with_statistics(batch, draws(number), selection)
             else:
-                loss, gradients = self._gradients(batch)
+                loss, gradients = self._gradients(batch, selection)
+            if selection is not None and selected is not None:
+                selected.add(selection.counts, torch.tensor([len(batch[1])]))
+                wanted = selection.wanted
             curvature = None
             if self._kronecker is not None:
-                curvature = Seen(found, loss.unsqueeze(0), partial(self._loss_now, batch))
+                value = loss.unsqueeze(0) if selection is None else selection.values
+                curvature = Seen(found, value, partial(self._loss_now, batch, selection))
 
-            def again(batch: Batch = batch) -> list[Tensor]:
+            def again(
+                batch: Batch = batch, selection: Selection | None = selection
+            ) -> list[Tensor]:
                 with self._bound.frozen_buffers():  # statistics are those of the first pass
-                    return _stacked(self._gradients(batch)[1])
+                    return _stacked(self._gradients(batch, selection)[1])
 
             with torch.no_grad():
-                applied = steps.take(number, _stacked(gradients), again, curvature)
+                applied = steps.take(number, _stacked(gradients), again, curvature, wanted)
                 if applied is None or applied[0]:
                     loss_sum += loss * len(batch[1])
                     seen += len(batch[1])
                 else:  # nothing of a step that is skipped remains
                     self._bound.restore_buffers(before)
-        return loss_sum, seen
+        return loss_sum, seen, selected
 
     def _outcome(
         self,
@@ -267,26 +287,39 @@ class LoopEngine:
                 update_batch_norm(bound.module, statistics_batches(inputs, size))
         return steps.result((bound.flat - start.parameters).unsqueeze(0), last)
 
-    def _gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of a batch, and the gradients of the objective."""
+    def _gradients(
+        self, batch: Batch, selection: Selection | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the mean loss of a batch, and the gradients of the objective."""
         with torch.enable_grad():
             with passes(self.device, self._precision):
-                loss = self._loss(self._bound.module(batch[0]), batch[1])
+                output = self._bound.module(batch[0])
+                loss, objective = self._objective(output, batch[1], selection)
             return loss.detach(), gradients_of(
-                loss, self._bound.parameters, penalty=self._recipe.penalty
+                objective, self._bound.parameters, penalty=self._recipe.penalty
             )
 
+    def _objective(
+        self, output: Tensor, target: Tensor, selection: Selection | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean loss, and what is minimised: the same, or the weighted mean."""
+        if selection is None:
+            loss = self._loss(output, target)
+            return loss, loss
+        losses = example_losses(self._loss, output, target)
+        return losses.mean(), selection.objective(losses.unsqueeze(0)).squeeze(0)
+
     def _with_statistics(
-        self, batch: Batch, draws: FisherDraws
+        self, batch: Batch, draws: FisherDraws, selection: Selection | None
     ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
         """Return loss and gradients, and what the layers with Kronecker factors saw."""
         assert self._kronecker is not None
         if self._recipe.penalty:  # the objective's gradient, and one more pass for the loss's
-            loss, gradients = self._gradients(batch)
+            loss, gradients = self._gradients(batch, selection)
             with self._besides():
-                _, _, found = self._recorded(batch, draws)
+                _, _, found = self._recorded(batch, draws, selection)
             return loss, gradients, found
-        return self._recorded(batch, draws)
+        return self._recorded(batch, draws, selection)
 
     @contextmanager
     def _besides(self) -> Iterator[None]:
@@ -296,7 +329,7 @@ class LoopEngine:
             yield
 
     def _recorded(
-        self, batch: Batch, draws: FisherDraws
+        self, batch: Batch, draws: FisherDraws, selection: Selection | None
     ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
         """Return the loss, its gradients, and what the layers saw, in one forward pass."""
         assert self._kronecker is not None
@@ -306,9 +339,9 @@ class LoopEngine:
         with torch.enable_grad():
             with Taps(layers) as taps, passes(self.device, self._precision):
                 output = self._bound.module(batch[0])
-                loss = self._loss(output, batch[1])
+                loss, objective = self._objective(output, batch[1], selection)
             found = torch.autograd.grad(
-                loss, [*parameters, *taps.outputs], allow_unused=True, retain_graph=True
+                objective, [*parameters, *taps.outputs], allow_unused=True, retain_graph=True
             )
         filled = [
             torch.zeros_like(p) if g is None else g
@@ -322,6 +355,8 @@ class LoopEngine:
             columns = fisher_columns(fisher, kind, own, draws, [count]).squeeze(1)
             at_outputs = [g.unsqueeze(1) for g in through(output, taps.outputs, columns)]
         weights = torch.full((1, count), 1 / count, dtype=self.layout.dtype, device=self.device)
+        if selection is not None:
+            weights = selection.weights.to(weights)
         seen = statistics(
             layers,
             [x.unsqueeze(0) for x in taps.inputs],
@@ -331,11 +366,12 @@ class LoopEngine:
         )
         return loss.detach(), filled[: len(parameters)], seen
 
-    def _loss_now(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch at the current parameters, `[1]`; changes no buffer."""
+    def _loss_now(self, batch: Batch, selection: Selection | None) -> Tensor:
+        """Return the objective on a batch at the current parameters, `[1]`; changes no buffer."""
         full = passes(self.device, self._precision)
         with self._besides(), torch.no_grad(), full:
-            return self._loss(self._bound.module(batch[0]), batch[1]).unsqueeze(0)
+            output = self._bound.module(batch[0])
+            return self._objective(output, batch[1], selection)[1].unsqueeze(0)
 
     # Data --------------------------------------------------------------------------------------
 

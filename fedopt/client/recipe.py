@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fedopt.client.self_paced import SelfPace
 from fedopt.optim.curvature import KroneckerRule
 from fedopt.optim.rules import Rule
 from fedopt.optim.transforms import GradientTransforms
@@ -77,6 +78,7 @@ class Recipe:
         average: the local average, or None.
         optimizer_state: between rounds, `reset`, `keep` (each client's own) or `average`.
         cycles_momentum: whether the schedule changes the rule's momentum.
+        self_pace: how the examples of a step are weighed by their losses, or None.
 
     Source of the penalty: Barrett & Dherin 2021 (explicit regularisation); plain gradient descent
     at rate lr has mu = lr / 4 implicitly.
@@ -89,6 +91,7 @@ class Recipe:
     average: LocalAverage | None = None
     optimizer_state: str = "reset"
     cycles_momentum: bool = False
+    self_pace: SelfPace | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -101,6 +104,7 @@ class Recipe:
             and self.optimizer_state == "reset"
             and not self.cycles_momentum
             and self.kronecker is None
+            and self.self_pace is None
         )
 
     @property
@@ -116,8 +120,8 @@ class Recipe:
 
     @property
     def can_skip(self) -> bool:
-        """Whether a step may not happen because of its gradient."""
-        return self.transforms.can_skip
+        """Whether a step may not happen: because of its gradient, or as no example is selected."""
+        return self.transforms.can_skip or self.self_pace is not None
 
     @property
     def gradients_per_step(self) -> int:

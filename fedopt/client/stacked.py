@@ -33,6 +33,7 @@ from fedopt.client.gradients import gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
 from fedopt.client.stacked_batches import Batch, group_batches
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
@@ -223,8 +224,10 @@ class StackedEngine:
                 round,
                 self._kronecker,
             )
-            loss_sum, seen = self._take_steps(steps, inputs, targets, batches)
+            loss_sum, seen, selected = self._take_steps(steps, inputs, targets, batches, terms)
             result = self._outcome(steps, start, clients)
+            if selected is not None:
+                result = replace(result, selected=selected.shares)
         return replace(result, train_loss=loss_sum / seen, full_gradient=full)
 
     def _outcome(self, steps: LocalSteps, start: ModelState, clients: int) -> LocalResult:
@@ -305,53 +308,77 @@ class StackedEngine:
         return loss_sum
 
     def _take_steps(
-        self, steps: LocalSteps, inputs: Tensor, targets: Tensor, batches: Sequence[Batch]
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        steps: LocalSteps,
+        inputs: Tensor,
+        targets: Tensor,
+        batches: Sequence[Batch],
+        terms: LocalTerms,
+    ) -> tuple[Tensor, Tensor, Selected | None]:
         """Take steps by the recipe.
 
         Returns:
-            Each client's sum and number of the losses of the steps that happen, `[G]`.
+            Each client's sum and number of the losses of the steps that happen, `[G]`, and what
+            was selected.
         """
         clients = len(batches[0].lengths)
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         seen = torch.zeros(clients, dtype=torch.int64, device=self.device)
+        pace = self._recipe.self_pace
+        selected = Selected(clients) if pace is not None else None
+        thresholds = thresholds_of(terms, clients)
         for number, batch in enumerate(batches):
-            found = None
-            if steps.wants_statistics(number, len(batch.lengths)):
-                draws = self._fisher_draws(number, len(batch.lengths))
-                losses, gradients, found = self._with_statistics(inputs, targets, batch, draws)
+            active = len(batch.lengths)
+            found = selection = wanted = None
+            if pace is not None:
+                selection = Selection(pace, thresholds[:active], _mask(batch))
+            if steps.wants_statistics(number, active):
+                draws = self._fisher_draws(number, active)
+                losses, gradients, found = self._with_statistics(
+                    inputs, targets, batch, draws, selection
+                )
             else:
-                losses, gradients = self._gradients(inputs, targets, batch)
+                losses, gradients = self._gradients(inputs, targets, batch, selection)
+            if selection is not None and selected is not None:
+                selected.add(selection.counts, batch.lengths)
+                wanted = selection.wanted
             curvature = None
             if self._kronecker is not None:
-                now = partial(self._losses_now, inputs, targets, batch)
-                curvature = Seen(found, losses / batch.lengths, now)
+                now = partial(self._losses_now, inputs, targets, batch, selection)
+                values = losses / batch.lengths if selection is None else selection.values
+                curvature = Seen(found, values, now)
 
-            def again(batch: Batch = batch) -> list[Tensor]:
-                return self._gradients(inputs, targets, batch)[1]
+            def again(
+                batch: Batch = batch, selection: Selection | None = selection
+            ) -> list[Tensor]:
+                return self._gradients(inputs, targets, batch, selection)[1]
 
             with torch.no_grad():
-                applied = steps.take(number, gradients, again, curvature)
+                applied = steps.take(number, gradients, again, curvature, wanted)
                 lengths = batch.lengths
                 if applied is not None:
                     mask = torch.from_numpy(applied).to(self.device)
                     losses, lengths = losses.where(mask, 0), lengths * mask
                 loss_sum[: len(losses)] += losses
                 seen[: len(losses)] += lengths
-        return loss_sum, seen
+        return loss_sum, seen, selected
 
     def _gradients(
-        self, inputs: Tensor, targets: Tensor, batch: Batch
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch: Batch,
+        selection: Selection | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Return each client's sum of losses `[A]` and gradients of its objective."""
         if self._recipe.penalty:
-            return self._penalised(inputs, targets, batch)
+            return self._penalised(inputs, targets, batch, selection)
         sink = Collect(self._parameters)
-        losses = self._pass(inputs, targets, batch, sink)
+        losses = self._pass(inputs, targets, batch, sink, selection)
         return losses, sink.all()
 
     def _penalised(
-        self, inputs: Tensor, targets: Tensor, batch: Batch
+        self, inputs: Tensor, targets: Tensor, batch: Batch, selection: Selection | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Return losses, and the gradients of loss + penalty by differentiating twice."""
         active, lengths = len(batch.lengths), batch.lengths.tolist()
@@ -362,6 +389,12 @@ class StackedEngine:
                 for layer in self._layers:
                     x = layer.recorded(own, x)
             x = x.to(self.layout.dtype)
+            if selection is not None:
+                losses = self._example_losses(x, y, batch)
+                gradients = gradients_of(
+                    selection.objective(losses).sum(), own, penalty=self._recipe.penalty
+                )
+                return losses.detach().sum(1, dtype=torch.float64), gradients
             means = torch.stack([self._loss(x[i, :n], y[i, :n]) for i, n in enumerate(lengths)])
             # The clients' losses share no parameter: their sum has each one's own gradient.
             gradients = gradients_of(means.sum(), own, penalty=self._recipe.penalty)
@@ -386,17 +419,28 @@ class StackedEngine:
                 self._generators = []
 
     def _with_statistics(
-        self, inputs: Tensor, targets: Tensor, batch: Batch, draws: FisherDraws
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch: Batch,
+        draws: FisherDraws,
+        selection: Selection | None,
     ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
         """Return losses and gradients, and what the layers with Kronecker factors saw."""
         if self._recipe.penalty:  # the objective's gradient, and one more pass for the loss's
-            losses, gradients = self._penalised(inputs, targets, batch)
+            losses, gradients = self._penalised(inputs, targets, batch, selection)
             with self._besides():
-                return losses, gradients, self._recorded(inputs, targets, batch, draws)[2]
-        return self._recorded(inputs, targets, batch, draws)
+                found = self._recorded(inputs, targets, batch, draws, selection)[2]
+            return losses, gradients, found
+        return self._recorded(inputs, targets, batch, draws, selection)
 
     def _recorded(
-        self, inputs: Tensor, targets: Tensor, batch: Batch, draws: FisherDraws
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch: Batch,
+        draws: FisherDraws,
+        selection: Selection | None,
     ) -> tuple[Tensor, list[Tensor], list[LayerStatistics]]:
         """Return losses, gradients and what the layers saw, in one forward pass."""
         assert self._kronecker is not None
@@ -413,7 +457,7 @@ class StackedEngine:
                 seen[place] = x.detach()
                 x = layer.recorded(own, x)
                 made[place] = x
-        losses, gradient = self._loss_and_gradient(x.detach(), y, batch)
+        losses, gradient = self._loss_and_gradient(x.detach(), y, batch, selection)
         outputs = [made[place] for place in places]
         found = torch.autograd.grad(
             x, [*own, *outputs], gradient.to(x.dtype), retain_graph=True, allow_unused=True
@@ -430,6 +474,8 @@ class StackedEngine:
             columns = fisher_columns(fisher, kind, wide, draws, lengths)
             at_outputs = through(x, outputs, columns)
         weights = example_weights(x.shape[1], batch.lengths, self.layout.dtype)
+        if selection is not None:
+            weights = selection.weights.to(weights)
         inputs_of = [seen[place] for place in places]
         of_objective = fisher == "empirical"
         return (
@@ -438,12 +484,16 @@ class StackedEngine:
             statistics(layers, inputs_of, at_outputs, weights, of_objective=of_objective),
         )
 
-    def _losses_now(self, inputs: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        """Return each client's mean loss of a batch at the current parameters, `[A]`."""
+    def _losses_now(
+        self, inputs: Tensor, targets: Tensor, batch: Batch, selection: Selection | None
+    ) -> Tensor:
+        """Return each client's objective on a batch at the current parameters, `[A]`."""
         with self._besides(), torch.no_grad(), passes(self.device, self._precision):
             x, y = self._examples(inputs, targets, batch)
             for layer in self._layers:
                 x = layer.forward(x)
+            if selection is not None:
+                return selection.objective(self._example_losses(x, y, batch))
             return self._loss_and_gradient(x, y, batch)[0] / batch.lengths
 
     def _examples(self, inputs: Tensor, targets: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -455,15 +505,27 @@ class StackedEngine:
         y = targets.index_select(0, flat).view(*shape, *targets.shape[1:])
         return x, y
 
+    def _example_losses(self, output: Tensor, y: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of each example, `[A, B]`; 0 for what only fills a batch up."""
+        wide = output.to(self.layout.dtype).flatten(0, 1)
+        losses = example_losses(self._loss, wide, y.flatten(0, 1)).view(y.shape[:2])
+        mask = _mask(batch)
+        return losses if mask is None else torch.where(mask, losses, torch.zeros_like(losses))
+
     def _pass(
-        self, inputs: Tensor, targets: Tensor, batch: Batch, sink: FusedSgd | Collect
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch: Batch,
+        sink: FusedSgd | Collect,
+        selection: Selection | None = None,
     ) -> Tensor:
         """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
         with torch.no_grad(), passes(self.device, self._precision):
             x, y = self._examples(inputs, targets, batch)
             for layer in self._layers:
                 x = layer.forward(x)
-            losses, gradient = self._loss_and_gradient(x, y, batch)
+            losses, gradient = self._loss_and_gradient(x, y, batch, selection)
             below: Tensor | None = gradient
             for position in range(len(self._layers) - 1, -1, -1):
                 assert below is not None
@@ -480,9 +542,17 @@ class StackedEngine:
             for layer in self._layers[:position]
         )
 
-    def _loss_and_gradient(self, output: Tensor, y: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each client's sum of losses `[A]` and the gradient of its mean at the output."""
+    def _loss_and_gradient(
+        self, output: Tensor, y: Tensor, batch: Batch, selection: Selection | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return each client's sum of losses `[A]` and its objective's gradient at the output."""
         lengths = batch.lengths
+        if selection is not None:
+            output = output.detach().requires_grad_()
+            with torch.enable_grad():
+                each = self._example_losses(output, y, batch)
+                (gradient,) = torch.autograd.grad(selection.objective(each).sum(), output)
+            return each.detach().sum(1, dtype=torch.float64), gradient
         output = output.to(self.layout.dtype)
         if self._loss is nn.functional.cross_entropy and output.dim() == 3:
             log_probabilities = output.log_softmax(-1)
@@ -537,3 +607,11 @@ class StackedEngine:
         if any(value is None for value in sums):
             return None
         return torch.tensor(sums, dtype=torch.float64)
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    """Return which examples of a padded batch there are, `[A, B]`, or None for all."""
+    if not batch.is_padded:
+        return None
+    places = torch.arange(batch.rows.shape[1], device=batch.rows.device)
+    return places < batch.lengths.unsqueeze(1)

@@ -87,6 +87,7 @@ class LocalSteps:
         gradients: Gradients,
         again: Callable[[], Gradients],
         seen: Seen | None = None,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> npt.NDArray[np.bool_] | None:
         """Take one step of the clients that are still training; return whose step happened.
 
@@ -96,6 +97,7 @@ class LocalSteps:
                 overwritten.
             again: returns the gradients of the same batch at the parameters as they are then.
             seen: what else was recorded in the step, where the rule has Kronecker factors.
+            wanted: whose step is to happen if its gradient allows it, `[A]`; None: everyone's.
 
         Returns:
             `[A]`, or None where every step happens.
@@ -123,6 +125,10 @@ class LocalSteps:
             )
             if recipe.can_skip:
                 applied = mask.cpu().numpy()
+        if wanted is not None and not wanted.all():
+            applied = wanted if applied is None else applied & wanted
+        if recipe.can_skip and applied is None:
+            applied = np.ones(active, dtype=bool)
         self._applied[:active, step] = True if applied is None else applied
         momenta = None if self._momenta is None else self._momenta[:active, step]
         self._updates.apply(parameters, gradients, self._rates[:active, step], momenta, applied)

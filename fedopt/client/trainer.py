@@ -11,13 +11,14 @@ import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
 
 import torch
 
 from fedopt.client.algorithm import (
+    THRESHOLD,
     ClientUpdate,
     LocalAlgorithm,
     LocalResult,
@@ -25,6 +26,7 @@ from fedopt.client.algorithm import (
     Vectors,
     is_weighted,
 )
+from fedopt.client.curriculum import Selected, Selector
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
 from fedopt.client.state import RowFile
@@ -106,6 +108,8 @@ class Reports:
     weight: list[float] = field(default_factory=list)
     skipped_steps: list[int] = field(default_factory=list)
     lr_sum: list[float] = field(default_factory=list)
+    available_share: list[float] = field(default_factory=list)
+    selected_share: list[float] = field(default_factory=list)
 
     def add(
         self,
@@ -116,6 +120,8 @@ class Reports:
         weight: float = 0.0,
         skipped: int = 0,
         lr_sum: float = math.nan,
+        available_share: float = math.nan,
+        selected_share: float = math.nan,
     ) -> None:
         """Append one client."""
         self.client.append(plan.client)
@@ -128,6 +134,8 @@ class Reports:
         self.weight.append(weight)
         self.skipped_steps.append(skipped)
         self.lr_sum.append(lr_sum)
+        self.available_share.append(available_share)
+        self.selected_share.append(selected_share)
 
 
 @dataclass
@@ -165,6 +173,7 @@ class Trainer:
         weight_by_examples: whether an update weighs as many as its client has examples, or 1.
         drop_partial: whether a client that does fewer steps than planned is dropped.
         vector_sizes: length of the terms and state fields that are not P long, by name.
+        selector: selects the examples of the clients' steps, or None.
     """
 
     def __init__(
@@ -178,6 +187,7 @@ class Trainer:
         weight_by_examples: bool,
         drop_partial: bool,
         vector_sizes: Mapping[str, int] | None = None,
+        selector: Selector | None = None,
     ) -> None:
         self.population = population
         self.engine = engine
@@ -188,6 +198,7 @@ class Trainer:
         self._weight_by_examples = weight_by_examples
         self._drop_partial = drop_partial
         self._vector_sizes = dict(vector_sizes or {})
+        self._selector = selector
         self._lr_scale = 1.0
         self._scratch = Scratch()
 
@@ -285,8 +296,16 @@ class Trainer:
             state = rows.read([block.read_rows[p] for p in kept]) if rows else {}
             examples = self.population.train_many([plan.client for plan in plans])
             terms = self.algorithm.begin(broadcast, state)
+            selected = None
+            if self._selector is not None:
+                selected = self._select(round, start, plans, examples, broadcast)
+                plans, terms = selected.plans, replace(terms, thresholds=selected.thresholds)
             result = self.engine.train(start, round, plans, examples, terms)
             update = self.algorithm.finish(result, broadcast, state)
+            if selected is not None and THRESHOLD in self.algorithm.terms:
+                assert selected.quantiles is not None
+                own = {THRESHOLD: selected.quantiles.to(result.delta).unsqueeze(1)}
+                update = replace(update, terms={**update.terms, **own})
         except Exception:
             if len(plans) > 1:  # one by one: who fails alone is to blame, the others are not
                 for placed in sorted(zip(kept, plans, strict=True), key=lambda placed: placed[0]):
@@ -298,7 +317,26 @@ class Trainer:
                 outcome.failures.append(Failure(plan.client, reason, diverged=False))
                 outcome.reports.add(plan, Status.FAILED)
             return
-        self._add(plans, kept, block, result, update, rows, sums, outcome)
+        shares = None if selected is None else selected.available
+        self._add(plans, kept, block, result, update, rows, sums, outcome, shares)
+
+    def _select(
+        self,
+        round: int,
+        start: ModelState,
+        plans: Sequence[ClientPlan],
+        examples: Examples,
+        broadcast: Vectors,
+    ) -> Selected:
+        """Return what a group trains on."""
+        assert self._selector is not None
+        sent = broadcast.get(THRESHOLD)
+
+        def train(terms: LocalTerms) -> LocalResult:
+            return self.engine.train(start, round, plans, examples, terms)
+
+        threshold = None if sent is None else float(sent)
+        return self._selector.select(round, start, plans, examples, threshold, train)
 
     def _add(
         self,
@@ -310,12 +348,15 @@ class Trainer:
         rows: RowFile | None,
         sums: BlockSums,
         outcome: TrainingOutcome,
+        shares: Sequence[float] | None = None,
     ) -> None:
         """Add the finite updates of a group to the block's sums, report all of them."""
         losses = result.train_loss.tolist()
         norms = torch.linalg.vector_norm(result.delta, dim=-1).tolist()
         skipped = [0] * len(plans) if result.skipped is None else result.skipped.tolist()
         lr_sums = [math.nan] * len(plans) if result.lr_sum is None else result.lr_sum.tolist()
+        available = [math.nan] * len(plans) if shares is None else list(shares)
+        chosen = [math.nan] * len(plans) if result.selected is None else result.selected.tolist()
         is_first = not sums.count
         good: list[int] = []
         good_weights: list[float] = []
@@ -336,7 +377,9 @@ class Trainer:
                 what += "" if sound[i] else ", statistics that are not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
-            outcome.reports.add(plan, status, loss, norm, weight, skipped[i], lr_sums[i])
+            outcome.reports.add(
+                plan, status, loss, norm, weight, skipped[i], lr_sums[i], available[i], chosen[i]
+            )
         if not good:
             return
         everyone = len(good) == len(plans)

@@ -16,6 +16,7 @@ from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
 from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
+from fedopt.server.client_curriculum import ClientCurriculum
 
 
 def is_due(round: int, every: int, last: int | None) -> bool:
@@ -51,6 +52,8 @@ class Federation:
         optimizer_slots: names of the vectors of that state.
         vector_sizes: length of the terms, broadcasts and state fields that are not P long.
         kronecker: the layers with Kronecker factors, where the clients' optimizer has them.
+        shared_threshold: whether the clients share a threshold of self-paced learning.
+        client_curriculum: which clients may be sampled by when, or None for all.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
     """
@@ -71,6 +74,8 @@ class Federation:
     optimizer_slots: tuple[str, ...] = ()
     vector_sizes: Mapping[str, int] = field(default_factory=dict)
     kronecker: KroneckerModel | None = None
+    shared_threshold: bool = False
+    client_curriculum: ClientCurriculum | None = None
     plateau: Plateau | None = None
     lr: float = 1.0
 

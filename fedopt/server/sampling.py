@@ -24,7 +24,28 @@ class UniformSampler:
 
     def sample(self, round: int, count: int, purpose: str = "cohort") -> npt.NDArray[np.int64]:
         """Return `count` client ids in ascending order; cost grows with `count` alone."""
+        return self._ids(self._drawn(round, self.clients, count, purpose))
+
+    def sample_from(
+        self, round: int, count: int, pool: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Return `count` client ids of a pool, in ascending order.
+
+        Args:
+            round: communication round, from 1.
+            count: clients wanted, at most as many as in the pool.
+            pool: positions among the clients that have examples, ascending.
+        """
+        return self._ids(pool[self._drawn(round, len(pool), count, "cohort")])
+
+    def positions(self, clients: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of client ids among the clients that have examples."""
+        return clients if self._eligible is None else np.searchsorted(self._eligible, clients)
+
+    def _drawn(self, round: int, among: int, count: int, purpose: str) -> npt.NDArray[np.int64]:
         rng = generator(self._seed, purpose, round)
-        drawn = np.sort(rng.choice(self.clients, count, replace=False, shuffle=False))
+        return np.sort(rng.choice(among, count, replace=False, shuffle=False))
+
+    def _ids(self, drawn: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         ids = drawn if self._eligible is None else self._eligible[drawn]
         return ids.astype(np.int64)

@@ -16,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedopt.client.algorithm import OPTIMIZER, LocalAlgorithm, PlainLocal, state_scalars
+from fedopt.client.algorithm import OPTIMIZER, THRESHOLD, LocalAlgorithm, PlainLocal, state_scalars
 from fedopt.client.messages import (
     content_of,
     decode_outcome,
@@ -32,6 +34,7 @@ from fedopt.client.messages import (
 from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import happening_steps
 from fedopt.client.recipe import Recipe
+from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.sums import BlockSums, SumTree
 from fedopt.client.trainer import Block, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, NotFiniteError, RunError
@@ -49,6 +52,9 @@ from fedopt.server.sampling import UniformSampler
 from fedopt.server.shared_optimizer import SharedOptimizerState
 
 log = logging.getLogger("fedopt")
+
+DIFFICULTIES = "client_difficulties"
+"""Name of the clients' difficulties among a checkpoint's vectors."""
 
 PLATEAU = "plateau"
 """Name of the plateau's numbers among a checkpoint's vectors."""
@@ -82,9 +88,10 @@ class FederatedStrategy(Strategy):
             raise TypeError("give the options as one object or by keyword, not both")
         self.options: Any = options
         self.federation = federation
-        self.algorithm = with_optimizer_state(
+        algorithm = with_optimizer_state(
             self.local(options), federation.optimizer_state, federation.optimizer_slots
         )
+        self.algorithm = with_shared_threshold(algorithm, federation.shared_threshold)
         self.sampler = UniformSampler(federation.sizes, federation.seed)
         if federation.clients_per_round > self.sampler.clients:
             raise ConfigError(
@@ -105,6 +112,12 @@ class FederatedStrategy(Strategy):
         plateau = federation.plateau
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
         self._scratch = Scratch()
+        self._threshold = torch.zeros(1, dtype=torch.float64)  # 0: not known yet
+        self._difficulties = (
+            torch.full((self.sampler.clients,), math.nan, dtype=torch.float64)
+            if federation.client_curriculum is not None
+            else None
+        )
 
     # What an algorithm defines -----------------------------------------------------------------
 
@@ -149,7 +162,7 @@ class FederatedStrategy(Strategy):
         """Sample the cohort, cut it into blocks, and return one message a node."""
         federation = self.federation
         self._take(arrays)
-        cohort = self.sampler.sample(server_round, federation.clients_per_round)
+        cohort = self._cohort(server_round)
         steps = happening_steps(
             federation.work,
             federation.seed,
@@ -163,6 +176,8 @@ class FederatedStrategy(Strategy):
         vectors = dict(self.broadcast())
         if self._optimizer is not None:
             vectors |= self._optimizer.vectors()
+        if federation.shared_threshold:
+            vectors[THRESHOLD] = self._threshold
         broadcast = to_record({name: v.to(self.layout.dtype) for name, v in vectors.items()})
         state = self.store.file if self.store else None
         lr_scale = self.lr_scale(server_round)
@@ -213,6 +228,9 @@ class FederatedStrategy(Strategy):
             self.store.commit(c for c, s in accepted if s in (Status.TRAINED, Status.PARTIAL))
         if self._optimizer is not None:
             self._optimizer.update(total, reports)
+        if self.federation.shared_threshold:
+            self._threshold = total.mean(THRESHOLD)
+        self._learn_difficulties(reports)
         self.record = self._recorded(server_round, reports)
         self._observe({"train_loss": self.record.train_loss})
         # Buffers go through their own dtype, so that a resumed run goes on from the same bits.
@@ -265,6 +283,8 @@ class FederatedStrategy(Strategy):
         sizes, itemsize = self.federation.vector_sizes, layout.dtype.itemsize
         averaged = self.federation.optimizer_state == "average"
         shared = [OPTIMIZER + slot for slot in self.federation.optimizer_slots if averaged]
+        if self.federation.shared_threshold:
+            shared.append(THRESHOLD)
         sent = sum(sizes.get(name, layout.size) for name in (*self.broadcasts, *shared))
         returned = sum(sizes.get(name, layout.size) for name in self.algorithm.terms)
         return (
@@ -301,6 +321,10 @@ class FederatedStrategy(Strategy):
         saved = self.vectors()
         if self._optimizer is not None:
             saved |= self._optimizer.vectors()
+        if self.federation.shared_threshold:
+            saved[THRESHOLD] = self._threshold
+        if self._difficulties is not None:
+            saved[DIFFICULTIES] = self._difficulties
         if self._plateau is not None:
             saved[PLATEAU] = torch.tensor(self._plateau.to_list(), dtype=torch.float64)
         return saved
@@ -310,8 +334,30 @@ class FederatedStrategy(Strategy):
         self.load_vectors(saved)
         if self._optimizer is not None:
             self._optimizer.load(saved)
+        if self.federation.shared_threshold:
+            self._threshold = saved[THRESHOLD].clone()
+        if self._difficulties is not None:
+            self._difficulties = saved[DIFFICULTIES].clone()
         if self._plateau is not None:
             self._plateau = PlateauState.from_list(saved[PLATEAU].tolist())
+
+    def _cohort(self, round: int) -> npt.NDArray[np.int64]:
+        """Return the clients of a round: of all, or of those that the curriculum allows."""
+        federation, count = self.federation, self.federation.clients_per_round
+        if federation.client_curriculum is None or self._difficulties is None:
+            return self.sampler.sample(round, count)
+        known = self._difficulties.numpy()
+        pool = federation.client_curriculum.pool(round, known, count, federation.seed)
+        return self.sampler.sample_from(round, count, pool)
+
+    def _learn_difficulties(self, reports: Reports) -> None:
+        """Take the losses of the clients that trained as their difficulty."""
+        if self._difficulties is None:
+            return
+        for client, loss in zip(reports.client, reports.train_loss, strict=True):
+            if math.isfinite(loss):
+                place = self.sampler.positions(np.array([client]))
+                self._difficulties[int(place[0])] = loss
 
     def _vector_size(self, name: str) -> int:
         """Return the length of a term, broadcast or state field."""

@@ -60,13 +60,13 @@ def test_columns_are_the_contract() -> None:
         "test_sharpness,test_ball_increase,validation_loss,validation_accuracy,"
         "validation_accuracy_mean,validation_accuracy_worst10,validation_accuracy_variance,"
         "swa_test_loss,swa_test_accuracy,swa_test_ece,swa_test_mce,swa_test_brier,lr,"
-        "clients,dropped_clients,failed_clients,skipped_steps,bytes_up,bytes_down,"
+        "clients,dropped_clients,failed_clients,skipped_steps,available_share,selected_share,bytes_up,bytes_down,"
         "sim_seconds,wall_seconds,client_steps,client_gradients"
     )
     assert [c.name for c in ROUND_COLUMNS if c.cumulative] == list(names(ROUND_COLUMNS)[-6:])
     assert ",".join(names(CLIENT_COLUMNS)) == (
         "round,client,status,examples,steps,planned_steps,train_loss,update_norm,weight,"
-        "skipped_steps,lr_sum"
+        "skipped_steps,lr_sum,available_share,selected_share"
     )
     table = markdown_table(ROUND_COLUMNS).splitlines()
     assert len(table) == 2 + len(ROUND_COLUMNS)
