@@ -183,6 +183,27 @@ def list_(
 
 
 @app.command()
+def search(
+    arguments: Arguments = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="folder of all stages; that of an interrupted search goes on"),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search an architecture, retrain it from scratch, and compare it with random ones.
+
+    The model is a supernet; clients split their data between weights and architecture (FedNAS),
+    and any strategy averages both. Random architectures of the same space get the same rounds.
+
+    Example: fedopt search simulations/search/digits.toml --out runs/search
+    """
+    _guarded(lambda: _search(arguments or [], out, as_json, quiet), debug)
+
+
+@app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Check that this machine can run fedopt, and say what it found.
 
@@ -358,6 +379,50 @@ def _list(kind: str | None, as_json: bool) -> None:
                     default = option["default"]
                     shown = "required" if default is None else f"default {default}"
                     typer.echo(f"  {'':<{width}}    {name}: {option['description']} ({shown})")
+
+
+def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) -> None:
+    config = _config(arguments)
+    from fedopt.analysis.progress import make_progress
+    from fedopt.analysis.store import default_directory
+    from fedopt.search_command import run_search
+
+    directory = out or default_directory("runs", ["search", config.data.name, f"s{config.seed}"])
+    outcome = run_search(config, directory, make_progress(quiet, sys.stderr))
+    if as_json:
+        typer.echo(json.dumps(outcome.facts(), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("architecture", "test accuracy", "test loss", "parameters", "MB", "operations"):
+        left = heading in ("architecture", "operations")
+        table.add_column(heading, justify="left" if left else "right")
+    ranked = sorted((outcome.found, *outcome.random), key=lambda c: -c.score)
+    for candidate in ranked:
+        accuracy = candidate.test_accuracy
+        counts = candidate.genotype.operation_counts
+        table.add_row(
+            candidate.name,
+            "" if accuracy is None else f"{accuracy:.4f}",
+            f"{candidate.test_loss:.4f}",
+            f"{candidate.parameters:,}",
+            f"{candidate.bytes / 1e6:.1f}",
+            ", ".join(f"{count} {name}" for name, count in counts.items()),
+        )
+    Console().print(table)
+    if outcome.collapsed_at is not None:
+        typer.echo(f"the search ended in round {outcome.collapsed_at}: too many skip connections")
+    if outcome.median is not None:
+        found, median = outcome.found.score, outcome.median
+        word = "above" if found > median else ("equal to" if found == median else "below")
+        typer.echo(
+            f"found: {abs(found):.4f}, {word} the median {abs(median):.4f} of "
+            f"{len(outcome.random)} random architectures (rank {outcome.rank} of "
+            f"{1 + len(outcome.random)})"
+        )
+    typer.echo(f"results: {outcome.directory}")
 
 
 def _doctor(as_json: bool) -> None:

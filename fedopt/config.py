@@ -31,6 +31,7 @@ from fedopt.schema import (
     PacedTable,
     RunTable,
     SamTable,
+    SearchTable,
     SelfPacedTable,
     ServerCurriculumTable,
     ServerSwaTable,
@@ -91,6 +92,7 @@ class Config:
     self_paced: SelfPacedTable = field(default_factory=SelfPacedTable)
     server_swa: ServerSwaTable = field(default_factory=ServerSwaTable)
     server_curriculum: ServerCurriculumTable = field(default_factory=ServerCurriculumTable)
+    search: SearchTable = field(default_factory=SearchTable)
     system: SystemTable = field(default_factory=SystemTable)
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
@@ -105,6 +107,7 @@ class Config:
         "local.self_paced": SelfPacedTable,
         "server.swa": ServerSwaTable,
         "server.curriculum": ServerCurriculumTable,
+        "search": SearchTable,
         "system": SystemTable,
         "engine": EngineTable,
         "evaluation": EvaluationTable,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import LocalWork
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.search import SearchEngine
 from fedopt.client.shared_threshold import with_shared_threshold
-from fedopt.client.trainer import Trainer
+from fedopt.client.trainer import Engine, Trainer
 from fedopt.config import Config
 from fedopt.data.arrays import ArrayPopulation
 from fedopt.data.population import Population, build_population
@@ -35,6 +36,8 @@ from fedopt.local import make_rates, make_recipe
 from fedopt.models.layout import ParameterLayout
 from fedopt.optim.kronecker import KroneckerModel, UnsupportedModelError
 from fedopt.registry import get, import_object
+from fedopt.search.bilevel import SearchSettings
+from fedopt.search.supernet import Supernet
 from fedopt.seeds import torch_seed
 from fedopt.selection import Selecting
 from fedopt.server.blocks import client_cost, default_block_size
@@ -136,15 +139,20 @@ class Experiment:
         config = self.config
         device = torch.device(config.engine.device)
         model = self.build_model()
-        engine = build_engine(
-            self.engine_choice,
-            model,
-            self.loss,
-            self.recipe,
-            config.seed,
-            device,
-            config.engine.precision,
-        )
+        engine: Engine
+        if isinstance(model, Supernet):
+            settings = self.search_settings
+            engine = SearchEngine(model, self.loss, self.recipe, settings, config.seed, device)
+        else:
+            engine = build_engine(
+                self.engine_choice,
+                model,
+                self.loss,
+                self.recipe,
+                config.seed,
+                device,
+                config.engine.precision,
+            )
         strategy = config.strategy.options.model_dump()
         return Trainer(
             self.population,
@@ -191,7 +199,23 @@ class Experiment:
         """The engine of local training."""
         config = self.config
         device = torch.device(config.engine.device)
-        return choose_engine(config.engine.training, self.build_model(), self.recipe, device)
+        model = self.build_model()
+        if isinstance(model, Supernet):
+            size = ParameterLayout.of(model).size
+            return EngineChoice("search", 1, size, "the model is a supernet")
+        return choose_engine(config.engine.training, model, self.recipe, device)
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the model is a supernet, whose architecture is searched."""
+        return self.engine_choice.name == "search"
+
+    @property
+    def search_settings(self) -> SearchSettings:
+        """How the architecture of a supernet is searched."""
+        table = self.config.search.model_dump()
+        names = [f.name for f in fields(SearchSettings)]
+        return SearchSettings(**{name: table[name] for name in names})
 
     @cached_property
     def block_size(self) -> int:
@@ -254,6 +278,7 @@ class Experiment:
                 key="evaluation.validation_clients",
             )
         self._check_model()
+        self._check_search()
         self._check_curvature()
         assert self.engine_choice
 
@@ -309,6 +334,35 @@ class Experiment:
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ConfigError("the loss must be a scalar tensor", key="local.loss")
         self.selecting.check(output, targets)
+
+    def _check_search(self) -> None:
+        """Check that what is configured can search, where the model is a supernet."""
+        if not self.is_search:
+            return
+        refused = {
+            "local.optimizer.name": self.recipe.kronecker is not None,
+            "local.optimizer_state": self.recipe.optimizer_state != "reset",
+            "local.gradient.penalty": bool(self.recipe.penalty),
+            "local.self_paced.name": self.recipe.self_pace is not None,
+            "local.curriculum.name": self.config.local_curriculum.is_on,
+            "engine.training": self.config.engine.training == "stacked",
+            "engine.precision": self.config.engine.precision != "full",
+        }
+        for key, is_refused in refused.items():
+            if is_refused:
+                raise ConfigError(
+                    "does not go with a supernet, whose clients take plain weight steps between "
+                    "architecture steps in a loop; use it when the found architecture is retrained",
+                    key=key,
+                )
+        sizes = self.population.sizes
+        small = np.flatnonzero((sizes > 0) & (sizes < 2))
+        if len(small):
+            raise ConfigError(
+                f"client {small[0]} has one example, which a search cannot split; use another "
+                "partition, or fewer clients",
+                key="partition",
+            )
 
     def _check_curvature(self) -> None:
         """Check that an optimizer with Kronecker factors can train the model, on two examples."""

@@ -27,6 +27,7 @@ from fedopt.analysis.columns import ROUND_COLUMNS, names
 from fedopt.analysis.progress import Progress
 from fedopt.analysis.store import RunWriter
 from fedopt.analysis.summary import summarise
+from fedopt.architecture_log import ArchitectureLog
 from fedopt.calibration import draw_reliability, final_calibration
 from fedopt.client.trainer import Status
 from fedopt.config import Config
@@ -89,6 +90,12 @@ class Recorder:
         else:
             self.writer = RunWriter(directory)
         self.strategy = make_strategy(experiment, folder / "clients")
+        self._architecture = (
+            ArchitectureLog(experiment, directory, reached if resume else 0)
+            if experiment.is_search
+            else None
+        )
+        self._last_round = reached if resume else 0
         self._snapshots: dict[int, Snapshot] = {}
         self._totals = dict.fromkeys(TOTALS, 0.0)
         self._started = 0.0
@@ -144,7 +151,7 @@ class Recorder:
         self.progress.start(config.rounds, self._header(layout))
         layers = experiment.kronecker
         if layers is not None and layers.reasons:
-            log.info(
+            log.warning(
                 "%s without Kronecker factors, trained by %s: %s",
                 f"{len(layers.reasons)} parameters",
                 getattr(config.optimizer.options, "fallback", "sgd"),
@@ -202,6 +209,11 @@ class Recorder:
         config = ConfigRecord(self.message_config)
         return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends before its last round: the search of an architecture collapsed."""
+        return self._architecture is not None and self._architecture.has_collapsed
+
     def record(self, record: RoundRecord, metrics: Mapping[str, float]) -> None:
         """Record a round; write a checkpoint where one is due."""
         experiment, reports, totals = self.experiment, record.reports, self._totals
@@ -234,6 +246,9 @@ class Recorder:
             "client_steps": int(totals["client_steps"]),
             "client_gradients": int(totals["client_gradients"]),
         }
+        self._last_round = record.round
+        if self._architecture is not None:
+            row |= self._architecture.observe(record.round, self.strategy.state)
         self.writer.add_round(row)
         self.progress.update(row)
         checkpoint = self.experiment.config.checkpoint
@@ -245,7 +260,7 @@ class Recorder:
     def finish(self) -> Run:
         """Write the results and return the run."""
         config, writer = self.experiment.config, self.writer
-        last = config.rounds
+        last = self._last_round
         if last not in self._snapshots:
             self._snapshots[last] = self._snapshot(with_clients=self.strategy.is_small)
         arrays = self._snapshots[last].parameters
@@ -278,6 +293,8 @@ class Recorder:
                 "layers": [layer.name for layer in layers.layers],
                 "fallback": layers.reasons,
             }
+        if self._architecture is not None:
+            facts["architecture"] = self._architecture.facts()
         averaged: dict[str, Tensor] | None = None
         if self._average is not None and self._averaged_state is not None:
             averaged = self.strategy.layout.named(self._averaged_state)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,8 @@ from fedopt.server.rounds import is_due
 from fedopt.single_thread import single_thread
 
 __all__ = ["Run", "execute", "in_memory", "preview", "server_app", "simulate", "train"]
+
+log = logging.getLogger("fedopt")
 
 
 def simulate(
@@ -180,6 +183,9 @@ def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
         is_measured = is_due(round, config.evaluation.every, config.rounds)
         metrics = recorder.evaluate(evaluator, grid, arrays) if is_measured else {}
         recorder.record(strategy.record, metrics)
+        if recorder.is_over:
+            log.warning("round %d: the architecture has collapsed to skips; the search ends", round)
+            break
     recorder.averaged(evaluator, grid)  # which a run resumed after its last round has yet to make
 
 

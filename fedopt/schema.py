@@ -285,6 +285,47 @@ class SelfPacedTable(Table):
         return self.name != "none"
 
 
+class SearchTable(Table):
+    """Architecture search: used where the model is a supernet (Liu et al. 2019, DARTS)."""
+
+    gradient: Literal["second", "first", "finite"] = Field(
+        "second",
+        description="architecture gradient: exact through the unrolled weight step (`second`), "
+        "without it (`first`), or the paper's finite difference (`finite`)",
+    )
+    xi: float | None = Field(
+        None, ge=0, description="rate of the unrolled step, >= 0; default: that of the weights"
+    )
+    lr: float = Field(3e-4, gt=0, description="learning rate of the architecture's Adam, > 0")
+    beta1: float = Field(0.5, ge=0, lt=1, description="decay of its first moment, in [0, 1)")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of its second moment, in [0, 1)")
+    weight_decay: float = Field(
+        1e-3, ge=0, description="L2 penalty on the architecture parameters, >= 0"
+    )
+    validation_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of a client's examples for architecture steps, in (0, 1)",
+    )
+    skip_limit: int | None = Field(
+        None,
+        ge=1,
+        description="the search ends when the normal cell has so many skip connections (DARTS+)",
+    )
+    retrain_rounds: int | None = Field(
+        None, ge=1, description="rounds of retraining from scratch; default: `rounds`"
+    )
+    retrain_lr: float | None = Field(
+        None, gt=0, description="learning rate of retraining; default: local.optimizer.lr"
+    )
+    random_samples: int = Field(
+        5,
+        ge=0,
+        description="architectures drawn from the same space, retrained alike and compared, >= 0",
+    )
+
+
 class ServerCurriculumTable(PacedTable):
     """Which clients are sampled by when, by the loss of their last participation.
 

@@ -37,7 +37,7 @@ from fedopt.analysis import PairedInterval, default_directory, paired_interval, 
 from fedopt.analysis.style import COLOURS, DASHES, DPI, HEIGHT, SMALL, TEXT, WIDTH, tidy
 from fedopt.atomic import write_atomically
 from fedopt.config import Config, load
-from fedopt.errors import DivergenceError, FedoptError
+from fedopt.errors import DivergenceError, FedoptError, NotFiniteError
 
 FIRST_TUNING_SEED = 1000
 WIDTH_OF_TABLES = 104  # characters
@@ -234,7 +234,7 @@ def run_study(plan: Plan, console: Console) -> Outcome:
                 study.tuned_by.measure(history(arm.overrides, rate, seed), arm)
                 for seed in plan.tuning_seeds
             ]
-        except DivergenceError:
+        except (DivergenceError, NotFiniteError):
             return -math.inf if study.tuned_by.better == "higher" else math.inf
         return math.fsum(found) / len(found)
 

@@ -158,6 +158,18 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Local steps of the cohort that did not happen because of their gradient.",
     ),
     Column(
+        "architecture_entropy",
+        "real",
+        "nats",
+        "Mean entropy of the choices of a supernet's architecture; empty for other models.",
+    ),
+    Column(
+        "skip_connections",
+        "integer",
+        "1",
+        "Skip connections of the normal cell, or of the dense layers, that it stands for.",
+    ),
+    Column(
         "available_share",
         "real",
         "fraction",

@@ -53,6 +53,54 @@ class CnnOptions(Options):
             )
 
 
+class CellSupernetOptions(Options):
+    """Cells of mixed operations, for images."""
+
+    channels: int = Field(4, ge=1, description="channels of a node of the first cell, >= 1")
+    cells: int = Field(
+        2, ge=1, description="number of cells, >= 1; those at 1/3 and 2/3 halve the image"
+    )
+    nodes: int = Field(2, ge=1, description="nodes of a cell, >= 1")
+    operations: tuple[str, ...] = Field(
+        (
+            "none",
+            "max_pool_3x3",
+            "avg_pool_3x3",
+            "skip_connect",
+            "sep_conv_3x3",
+            "sep_conv_5x5",
+            "dil_conv_3x3",
+            "dil_conv_5x5",
+        ),
+        strict=False,
+        description="operations of an edge, out of those of DARTS",
+    )
+    norm: Literal["group", "batch"] = Field(
+        "group", description="normalisation: of each example (`group`), or of the batch"
+    )
+
+
+class DenseSupernetOptions(Options):
+    """Dense layers of mixed width, activation and skip, for tables."""
+
+    widths: tuple[int, ...] = Field(
+        (16, 32, 64), strict=False, description="choices of a layer's width, each >= 1"
+    )
+    activations: tuple[str, ...] = Field(
+        ("relu", "tanh", "gelu", "identity"),
+        strict=False,
+        description="choices of its activation: identity, relu, tanh, sigmoid, gelu, silu, sin",
+    )
+    depth: int = Field(2, ge=1, description="number of layers, >= 1")
+    skips: bool = Field(True, description="whether skips are searched too")
+
+
+class GenotypeOptions(Options):
+    """An architecture that a search found."""
+
+    path: str = Field(description="genotype.json, as `fedopt search` writes it")
+
+
 class FreeOptions(Options):
     """Options of a model given by path: passed to the factory as they are."""
 
@@ -87,5 +135,35 @@ register(
         options=CnnOptions,
         description="two convolutions with max-pooling and one dense layer",
         source="McMahan et al. 2017, section 3 (CNN)",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="cell_supernet",
+        target="fedopt.models.searched:cell_supernet",
+        options=CellSupernetOptions,
+        description="cells of mixed operations for images, to be searched",
+        source="Liu et al. 2019 (DARTS), section 2.1",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="dense_supernet",
+        target="fedopt.models.searched:dense_supernet",
+        options=DenseSupernetOptions,
+        description="dense layers of mixed width, activation and skip, to be searched",
+        source="Liu et al. 2019 (DARTS), equation 2",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="genotype",
+        target="fedopt.models.searched:genotype",
+        options=GenotypeOptions,
+        description="an architecture that a search found, from its file",
+        source="Liu et al. 2019 (DARTS), section 3.2",
     )
 )

@@ -60,7 +60,7 @@ def test_columns_are_the_contract() -> None:
         "test_sharpness,test_ball_increase,validation_loss,validation_accuracy,"
         "validation_accuracy_mean,validation_accuracy_worst10,validation_accuracy_variance,"
         "swa_test_loss,swa_test_accuracy,swa_test_ece,swa_test_mce,swa_test_brier,lr,"
-        "clients,dropped_clients,failed_clients,skipped_steps,available_share,selected_share,bytes_up,bytes_down,"
+        "clients,dropped_clients,failed_clients,skipped_steps,architecture_entropy,skip_connections,available_share,selected_share,bytes_up,bytes_down,"
         "sim_seconds,wall_seconds,client_steps,client_gradients"
     )
     assert [c.name for c in ROUND_COLUMNS if c.cumulative] == list(names(ROUND_COLUMNS)[-6:])
