@@ -1,4 +1,4 @@
-"""Search on the digits over several seeds: does what is found beat the median of random search?
+"""Search on the digits over several seeds, against the median of random search.
 
     python simulations/search/run.py [--seeds 3] [--out DIR] [key=value ...]
 
