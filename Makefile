@@ -54,7 +54,8 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed tests/requirements-reference.txt
 	@echo "installing the tools for tests into $(VENV)"
 	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-deps --requirement tests/requirements-reference.txt
 	@touch $@
