@@ -40,7 +40,12 @@ def test_a_quick_study_prints_intervals(name: str, tmp_path: Path) -> None:
 
 
 def test_the_study_of_search_goes_from_search_to_comparison(tmp_path: Path) -> None:
-    words = ["rounds=1", "search.retrain_rounds=1", "search.random_samples=2", "local.batch_size=64"]
+    words = [
+        "rounds=1",
+        "search.retrain_rounds=1",
+        "search.random_samples=2",
+        "local.batch_size=64",
+    ]
     script = FOLDER / "search" / "run.py"
     ran = subprocess.run(
         [sys.executable, str(script), "--seeds", "1", "--out", str(tmp_path), *words],

@@ -47,12 +47,19 @@ class _Pass:
         gradients: at the outputs, by position: of the loss `[B, ...]`, or of the output's
             products with the Hessian's columns `[K, B, ...]`.
         is_done: whether a backward pass came to the model's output.
+        output: of the model, part of the graph, likewise.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     is_done: bool = False
+    output: Tensor | None = None
+
+    def let_go(self) -> None:
+        """Hold the graph no longer: its hooks hold this pass, which no collector could undo."""
+        self.outputs = {}
+        self.output = None
 
 
 class KFAC(torch.optim.Optimizer):
@@ -173,6 +180,7 @@ class KFAC(torch.optim.Optimizer):
         self.curvature = Curvature(self._layers, self.rule, 1, first.dtype, first.device)
         self._steps = 0
         self._passes: list[_Pass] = []
+        self._open: list[_Pass] = []
         self._current: _Pass | None = None
         self._is_held = self._is_inside = False
         self._watch(model)
@@ -249,10 +257,12 @@ class KFAC(torch.optim.Optimizer):
                 return
             seen.is_done = True
             self._passes.append(seen)
-            if self.rule.fisher != "empirical":
-                self._go_through(seen, output)
-            seen.outputs = {}
+            if self.rule.fisher != "empirical" and seen.output is not None:
+                self._go_through(seen, seen.output)
+            seen.let_go()
 
+        seen.output = output
+        self._open.append(seen)
         output.register_hook(came_back)  # type: ignore[no-untyped-call]
 
     def _go_through(self, seen: _Pass, output: Tensor) -> None:
@@ -331,7 +341,9 @@ class KFAC(torch.optim.Optimizer):
                 loss = closure()
         wanted = is_due(self.rule.factor_every, self._steps) or not self.curvature.has_factors
         seen = self._statistics() if wanted else None
-        self._passes, self._is_held = [], False
+        for one in self._open:  # those without a backward pass too
+            one.let_go()
+        self._passes, self._open, self._is_held = [], [], False
         self.curvature.update(_EVERYONE, seen, refresh=is_due(self.rule.inverse_every, self._steps))
         before = [p.clone() for p in self._parameters] if adapts else []
         raw = [_gradient(p).clone() for p in self._parameters] if adapts else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -488,6 +489,21 @@ def test_single_precision_follows_double_on_singular_factors() -> None:
         found[dtype] = torch.cat([p.detach().double().flatten() for p in model.parameters()])
     change = (found[torch.float32] - found[torch.float64]).norm() / found[torch.float64].norm()
     assert change < 1e-2
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "mc"])
+def test_nothing_of_a_step_is_kept(fisher: str) -> None:
+    """Hooks of the graph and what they hold must not keep each other alive."""
+    model = normalised()
+    optimizer = KFAC(model, fisher=fisher)
+    outputs: list[weakref.ref[Tensor]] = []
+    model.register_forward_hook(lambda _m, _a, output: outputs.append(weakref.ref(output)))
+    for _ in range(3):
+        model(torch.randn(4, 5))  # in training mode, without a backward pass
+        backward(model, torch.randn(4, 5), torch.tensor([0, 1, 2, 0]), optimizer)
+        optimizer.step()
+    assert len(outputs) == 6
+    assert all(reference() is None for reference in outputs)
 
 
 def test_schedulers_cycle_rate_and_momentum() -> None:
