@@ -138,6 +138,22 @@ ADAM_KEYS = {
 SPLIT_KEYS = {"validation_fraction": below_one, "label_noise": below_one}
 CUT_KEYS = {"clients": small, "min_examples": st.integers(0, 100)}
 
+INTERVAL = st.one_of(small, st.just([[0, 1], [5, 10]]))
+KRONECKER_KEYS: dict[str, st.SearchStrategy[Any]] = {
+    "lr": positive,
+    "damping": positive,
+    "fisher": st.sampled_from(["empirical", "mc", "type-2"]),
+    "ema": below_one,
+    "factor_every": INTERVAL,
+    "inverse_every": INTERVAL,
+    "kl_clip": positive,
+    "momentum": below_one,
+    "weight_decay": st.floats(0, 10),
+    "decoupled_weight_decay": st.booleans(),
+    "adapt_damping": st.booleans(),
+    "fallback": st.sampled_from(["sgd", "adam"]),
+    "fallback_lr": positive,
+}
 VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     "data": {
         "digits": {**SPLIT_KEYS, "test_fraction": below_one},
@@ -185,6 +201,19 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
             "groups": small,
             "dropout": below_one,
         },
+        "cell_supernet": {
+            "channels": small,
+            "cells": small,
+            "nodes": small,
+            "operations": st.just(["none", "skip_connect"]),
+        },
+        "dense_supernet": {
+            "widths": st.lists(small, min_size=1, max_size=4),
+            "activations": st.just(["relu"]),
+            "depth": small,
+            "skips": st.booleans(),
+        },
+        "genotype": {"path": st.just("genotype.json")},
     },
     "strategy": {
         "fedavg": STRATEGY_KEYS,
@@ -196,6 +225,7 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
             "force": st.booleans(),
         },
         "mofedsam": {**STRATEGY_KEYS, "beta": st.floats(1e-3, 1)},
+        "fedpm": {**STRATEGY_KEYS, "mu": st.floats(0, 1e3)},
     },
     "local.optimizer": {
         "sgd": {
@@ -206,6 +236,8 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
         },
         "adam": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
         "adamw": {**ADAM_KEYS, "weight_decay": st.floats(0, 10)},
+        "kfac": {**KRONECKER_KEYS, "damping_style": st.sampled_from(["factored", "exact"])},
+        "ekfac": KRONECKER_KEYS,
         **{n: options_of("optimizers", n, **o) for n, o in DERIVED["optimizers"].items()},
     },
     "local.schedule": {n: options_of("schedules", n, **o) for n, o in DERIVED["schedules"].items()},
@@ -235,6 +267,19 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "last_epochs": positive,  # one of the two, see `trees`
         "decay": st.floats(0.1, 0.9),
     },
+    "local.curriculum": by_schema(
+        CurriculumTable,
+        name=st.sampled_from(["none", "curriculum", "anti", "random"]),
+        start=st.just(1.0),  # else all data must be available in time
+        score=st.sampled_from(["loss", "margin"]),
+        reference=st.sampled_from(["global", "local"]),
+        teacher=st.none(),
+    ),
+    "local.self_paced": by_schema(
+        SelfPacedTable, name=st.just("none"), threshold=st.none(), quantile=st.none()
+    ),
+    "server.curriculum": by_schema(ServerCurriculumTable, start=st.just(1.0)),
+    "search": by_schema(SearchTable),
     "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99), every=st.just(1)),
     "system": {"stragglers": unit},
     "engine": {

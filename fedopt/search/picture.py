@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedopt.atomic import write_atomically
+
 if TYPE_CHECKING:
     from fedopt.search.genotype import Genotype
+
+DPI, TEXT = 200, 9
+"""Dots an inch, and size of the letters in points."""
 
 NAMES = {0: "c(k-2)", 1: "c(k-1)"}
 """What the inputs of a cell are called, as in the paper."""
@@ -24,13 +30,10 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    from fedopt.analysis.plots import save_figure
-    from fedopt.analysis.style import DPI, TEXT
-
     if genotype.space == "dense":
         figure = Figure(figsize=(7, 1.6), dpi=DPI)
         _draw_dense(figure.add_axes((0, 0, 1, 1)), genotype, TEXT)
-        return save_figure(figure, Path(path))
+        return _save(figure, Path(path))
     kinds = list(genotype.cells)
     nodes = int(genotype.options["nodes"])
     height = 1.4 + 0.7 * nodes
@@ -38,7 +41,15 @@ def draw_genotype(genotype: Genotype, path: str | Path) -> Path:
     for place, kind in enumerate(kinds):
         axes = figure.add_axes((0, 1 - (place + 1) / len(kinds), 1, 1 / len(kinds)))
         _draw_cell(axes, genotype, kind, nodes, TEXT)
-    return save_figure(figure, Path(path))
+    return _save(figure, Path(path))
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, in one step."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+    return path
 
 
 def _box(axes: Any, place: tuple[float, float], text: str, colour: str, size: float) -> None:
