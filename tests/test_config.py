@@ -19,7 +19,15 @@ from pydantic import BaseModel
 from fedopt.config import CHOICES, DEFAULT_NAMES, Config, from_run_config, load
 from fedopt.errors import ConfigError
 from fedopt.registry import entries, get
-from fedopt.schema import GradientTable, SamTable, ServerSwaTable
+from fedopt.schema import (
+    CurriculumTable,
+    GradientTable,
+    SamTable,
+    SearchTable,
+    SelfPacedTable,
+    ServerCurriculumTable,
+    ServerSwaTable,
+)
 
 positive = st.floats(1e-6, 1e6)
 unit = st.floats(0, 1)
