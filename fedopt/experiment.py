@@ -191,8 +191,14 @@ class Experiment:
     def selecting(self) -> Selecting:
         """What selects the clients' examples."""
         return Selecting(
-            self.config, self.population, self.build_model, self.loss, self.nominal_steps
+            self.config, self.population, self.build_model, self.loss, self._fewest_steps
         )
+
+    @property
+    def _fewest_steps(self) -> int:
+        """The planned local steps of the client that has the fewest."""
+        sizes = np.unique(self.population.sizes)
+        return min(self.work.planned_steps(int(n)) for n in sizes if n)
 
     @cached_property
     def engine_choice(self) -> EngineChoice:

@@ -43,6 +43,10 @@ class Scores:
         except (OSError, ValueError) as error:
             raise ConfigError(f'"{path}" cannot be read: {error}', key=f"{TABLE}.score") from error
         total = int(sizes.sum())
+        if values.dtype.kind not in "biuf":
+            raise ConfigError(
+                f'"{path}" holds {values.dtype}, it must hold numbers', key=f"{TABLE}.score"
+            )
         if values.shape != (total,) or not np.isfinite(values.astype(np.float64)).all():
             raise ConfigError(
                 f'"{path}" has shape {values.shape}; it must hold {total} finite numbers, one for '
@@ -102,7 +106,7 @@ class Selecting:
         population: the clients' examples.
         build_model: makes a new module.
         loss: the mean over a batch.
-        nominal_steps: the local steps that a round counts for.
+        fewest_steps: the planned local steps of the client that has the fewest.
     """
 
     def __init__(
@@ -111,13 +115,13 @@ class Selecting:
         population: Population,
         build_model: Callable[[], nn.Module],
         loss: Loss,
-        nominal_steps: int,
+        fewest_steps: int,
     ) -> None:
         self._config = config
         self._population = population
         self._build_model = build_model
         self._loss = loss
-        self._nominal_steps = nominal_steps
+        self._fewest_steps = fewest_steps
 
     @property
     def is_on(self) -> bool:
@@ -189,12 +193,12 @@ class Selecting:
             return
         table = self._config.local_curriculum
         if table.is_on and table.scope == "within":
-            last = (self._nominal_steps - 1) / self._nominal_steps
+            last = (self._fewest_steps - 1) / self._fewest_steps
             if table.full_at > last and table.start < 1:
                 raise ConfigError(
                     f'got {table.full_at:g}: the pacing "{table.pacing}" never reaches all data, '
-                    f"as the last of a round's {self._nominal_steps} steps begins at {last:.3g} "
-                    "of it; use at most that, or more local steps",
+                    f"as a client's last of {self._fewest_steps} steps begins at {last:.3g} of the "
+                    "round; use at most that, or more local steps",
                     key=f"{TABLE}.full_at",
                 )
         curriculum = self.curriculum

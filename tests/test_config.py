@@ -286,6 +286,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         start=st.just(1.0),  # else all data must be available in time
         score=st.sampled_from(["loss", "margin"]),
         reference=st.sampled_from(["global", "local"]),
+        teacher=st.none(),
     ),
     "local.self_paced": by_schema(SelfPacedTable, name=st.just("none")),
     "server.curriculum": by_schema(ServerCurriculumTable, start=st.just(1.0)),

@@ -183,12 +183,12 @@ class Selector:
         if self.curriculum is None:
             return Selected(list(plans), [1.0] * len(plans), thresholds, quantiles)
         curriculum = self.curriculum
-        if all((curriculum.shares(round, p.steps) >= 1).all() for p in plans):
+        if all((curriculum.shares(round, p.planned_steps) >= 1).all() for p in plans):
             return Selected(list(plans), [1.0] * len(plans), thresholds, quantiles)
         scores = self._difficulties(curriculum, round, start, plans, examples, ends, train)
         restricted, shares = [], []
         for plan, own in zip(plans, scores, strict=True):
-            share = curriculum.shares(round, plan.steps)
+            share = curriculum.shares(round, plan.planned_steps)[: plan.steps]
             counts = np.array([available(value, plan.examples) for value in share])
             rng = generator(self._seed, "curriculum order", plan.client)  # the same each round
             order = difficulty_order(own, curriculum.order, rng)

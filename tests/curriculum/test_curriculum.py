@@ -239,7 +239,6 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "random, within": {
         "curriculum": {"name": "random", "full_at": 0.5, "scope": "within", "pacing": "root"},
-        "nominal_steps": 6,
     },
     "hard": {"self_paced": {"name": "hard", "threshold": 1.0}, "optimizer": MOMENTUM},
     "linear, sam": {
@@ -531,7 +530,7 @@ def median_loss(output: Tensor, target: Tensor) -> Tensor:
             r'local\.curriculum\.full_at: got 0\.9: the pacing "linear" never reaches all data',
         ),
         (
-            {"curriculum": {"name": "anti", "scope": "within"}, "nominal_steps": 2},
+            {"curriculum": {"name": "anti", "scope": "within"}},
             r"local\.curriculum\.full_at: .*never reaches all data",
         ),
         ({"curriculum": {"name": "anti", "start": 0.0}}, r"local\.curriculum\.start"),
