@@ -73,7 +73,7 @@ CASES = {
             "strategy.name",
             "scafold",
             'Did you mean "scaffold"?',
-            "fedavg, fedprox, mofedsam, scaffold",
+            "fedavg, fedpm, fedprox, mofedsam, scaffold",
         ],
     ),
     "too few outputs": (["model=mymodel:few_outputs"], ["model", "(2, 3)", "10 classes"]),
