@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -165,10 +166,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
             f"{', '.join('.' + name for name in _FORMATS)}."
         )
     stamp = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == "png" else {}
     buffer = io.BytesIO()
     # Publishers refuse PDFs with Type 3 fonts; 42 embeds TrueType.
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fedopt"}):
-        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=stamp)
+        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=stamp, **smaller)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
