@@ -255,7 +255,14 @@ class Experiment:
             ConfigError: more clients are sampled than there are, the device is missing, the
                 model's output does not fit the classes, the loss is no scalar.
         """
-        self.cohort_size()
+        cohort = self.cohort_size()
+        clients = int(np.count_nonzero(self.population.sizes))
+        if self.config.server_curriculum.is_on and cohort == clients:
+            raise ConfigError(
+                f'got "{self.config.server_curriculum.name}", which decides who may be sampled, '
+                f"but all {clients} clients train in every round; use fewer clients_per_round",
+                key="server.curriculum.name",
+            )
         device = self.config.engine.device
         try:
             torch.empty(0, device=device)

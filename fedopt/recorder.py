@@ -447,7 +447,12 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         kronecker=experiment.kronecker,
         shared_threshold=pace is not None and pace.shared,
         client_curriculum=ClientCurriculum(
-            paced.name, paced.pacing, paced.start, paced.full_at, config.rounds
+            paced.name,
+            paced.pacing,
+            paced.start,
+            paced.full_at,
+            config.rounds,
+            paced.measure_every,
         )
         if paced.is_on
         else None,

@@ -192,6 +192,16 @@ class PacedTable(Table):
         "never reach all data",
     )
 
+    @model_validator(mode="after")
+    def _is_named(self) -> PacedTable:
+        given = sorted(self.model_fields_set)
+        if given and "name" not in given:
+            raise ValueError(
+                f'name: missing, so that {", ".join(given)} would have no effect; use "curriculum", '
+                '"anti" or "random", or say "none"'
+            )
+        return self
+
     @property
     def is_on(self) -> bool:
         """Whether anything is held back."""
@@ -327,10 +337,18 @@ class SearchTable(Table):
 
 
 class ServerCurriculumTable(PacedTable):
-    """Which clients are sampled by when, by the loss of their last participation.
+    """Which clients are sampled by when, by their loss.
 
-    Clients that have not trained yet have no loss; they come first.
+    Clients whose loss is not known yet come first.
     """
+
+    measure_every: int | None = Field(
+        None,
+        ge=1,
+        description="rounds between measurements of the server's model on all clients' training "
+        "data, from round 1, >= 1; their bytes are counted (default: the loss of a client's last "
+        "participation, which costs nothing)",
+    )
 
 
 class ServerSwaTable(Table):

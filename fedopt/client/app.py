@@ -70,12 +70,15 @@ class Node:
         return Message(encode_outcome(outcome), reply_to=message)
 
     def evaluate(self, message: Message) -> Message:
-        """Evaluate the model on the validation splits of the clients that a message names."""
+        """Evaluate the model on a split of the data of the clients that a message names."""
         config = message.content.config_records["config"]
         experiment = self._prepare(text(config, "experiment"))[0]
         evaluator, state = self._evaluation(message)
         clients = integers(config, "clients")
-        measured = [evaluator.measure(state, experiment.population.validation(c)) for c in clients]
+        population = experiment.population
+        is_train = config["split"] == "train"
+        split = population.train if is_train else population.validation
+        measured = [evaluator.measure(state, split(client)) for client in clients]
         columns: dict[str, list[int] | list[float]] = {
             "client": clients,
             "examples": [m.examples for m in measured],

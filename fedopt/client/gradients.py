@@ -24,6 +24,34 @@ def passes(device: torch.device, precision: str) -> AbstractContextManager[objec
 _FULL = nullcontext()  # autocasting takes microseconds to switch off
 
 
+def differentiate(
+    target: Tensor,
+    inputs: Sequence[Tensor],
+    gradient: Tensor | None = None,
+    *,
+    keep_graph: bool = False,
+    again: bool = False,
+) -> list[Tensor]:
+    """Return the gradient of a tensor by some others, zero where it does not depend on them.
+
+    Args:
+        target: what to differentiate.
+        inputs: by what.
+        gradient: at the target, in its shape; None for a scalar.
+        keep_graph: whether the graph is needed once more.
+        again: whether the gradient is to be differentiated too.
+    """
+    found = torch.autograd.grad(
+        target,
+        inputs,
+        gradient,
+        retain_graph=keep_graph or again,
+        create_graph=again,
+        allow_unused=True,
+    )
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
 def gradients_of(
     loss: Tensor, parameters: Sequence[Tensor], *, penalty: float = 0.0
 ) -> list[Tensor]:
@@ -36,10 +64,7 @@ def gradients_of(
 
     Source: Barrett & Dherin 2021 (explicit regularisation): the gradient is g + 2 mu H g.
     """
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, create_graph=bool(penalty))
-    found = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
-    ]
+    found = differentiate(loss, parameters, again=bool(penalty))
     if not penalty:
         return found
     norm = torch.stack([g.square().sum() for g in found]).sum()

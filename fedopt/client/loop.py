@@ -29,7 +29,7 @@ from fedopt.client.curvature import (
     through,
 )
 from fedopt.client.fused import FusedLinears, SgdStep
-from fedopt.client.gradients import gradients_of, owned, passes
+from fedopt.client.gradients import differentiate, gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -340,13 +340,7 @@ class LoopEngine:
             with Taps(layers) as taps, passes(self.device, self._precision):
                 output = self._bound.module(batch[0])
                 loss, objective = self._objective(output, batch[1], selection)
-            found = torch.autograd.grad(
-                objective, [*parameters, *taps.outputs], allow_unused=True, retain_graph=True
-            )
-        filled = [
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip([*parameters, *taps.outputs], found, strict=True)
-        ]
+            filled = differentiate(objective, [*parameters, *taps.outputs], keep_graph=True)
         at_outputs = [g.unsqueeze(0).unsqueeze(0) for g in filled[len(parameters) :]]
         if fisher != "empirical":
             kind = hessian_kind(self._loss)
@@ -392,13 +386,9 @@ class LoopEngine:
     def _full_gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of the loss over all examples at the current parameters, `[P]`."""
         module, parameters = self._bound.module, self._bound.parameters
-        flat = torch.empty_like(self._bound.flat)
         with passes(self.device, self._precision):
             loss = self._loss(module(inputs), targets)
-        gradients = gradients_of(loss, parameters)
-        for view, gradient in zip(self.layout.views(flat), gradients, strict=True):
-            view.copy_(gradient)
-        return flat
+        return self.layout.vector(gradients_of(loss, parameters))
 
 
 def _stacked(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -172,11 +172,24 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
 
 
 def encode_evaluation(
-    round: int, clients: Sequence[int], arrays: ArrayRecord, extra: ConfigRecord
+    round: int,
+    clients: Sequence[int],
+    arrays: ArrayRecord,
+    extra: ConfigRecord,
+    split: str = "validation",
 ) -> RecordDict:
-    """Return the content of a message that asks for an evaluation on validation splits."""
+    """Return the content of a message that asks for an evaluation on clients' data.
+
+    Args:
+        round: communication round, from 1.
+        clients: client ids.
+        arrays: the model's arrays by name.
+        extra: what else every message holds.
+        split: `validation` or `train`.
+    """
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
+    config["split"] = split
     config["clients"] = list(clients)
     return RecordDict({"arrays": arrays, "config": config})
 

@@ -126,10 +126,4 @@ class RuleUpdates:
 
     def vectors(self) -> dict[str, Tensor]:
         """Return the slots as vectors `[G, P]`."""
-        found = {}
-        for name, tensors in self._slots.items():
-            flat = tensors[0].new_empty(len(self.steps), self._layout.size)
-            for view, tensor in zip(self._layout.views(flat), tensors, strict=True):
-                view.copy_(tensor)
-            found[name] = flat
-        return found
+        return {name: self._layout.vector(tensors) for name, tensors in self._slots.items()}

@@ -123,11 +123,7 @@ class SearchEngine:
         last = delta.clone()
         last[:, :n] = 0  # control variates are of the weights alone
         if steps.averages is not None:
-            for view, mean in zip(
-                self._weight_layout.views(delta[0, n:]), steps.averages, strict=True
-            ):
-                view.copy_(mean[0])
-            delta[0, n:] -= start.parameters[n:]
+            delta[:, n:] = self._weight_layout.vector(steps.averages) - start.parameters[n:]
         result = steps.result(delta, last)
         return replace(
             result,
@@ -179,12 +175,9 @@ class SearchEngine:
 
     def _full_gradient(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the gradient at the server's model over the weights' part, `[1, P]`."""
-        flat = torch.zeros_like(self._bound.flat)
         _, found = self._gradients((x, y))
-        views = self._weight_layout.views(flat[self._alphas :])
-        for view, gradient in zip(views, found, strict=True):
-            view.copy_(gradient[0])
-        return flat.unsqueeze(0)
+        weights = self._weight_layout.vector(found)
+        return torch.cat([weights.new_zeros(1, self._alphas), weights], dim=1)
 
 
 class _Stream:

@@ -29,7 +29,7 @@ from fedopt.client.curvature import (
     statistics,
     through,
 )
-from fedopt.client.gradients import gradients_of, owned, passes
+from fedopt.client.gradients import differentiate, gradients_of, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -162,6 +162,9 @@ class StackedEngine:
         self.layout = ParameterLayout.of(model)
         rule = recipe.kronecker
         self._kronecker = kronecker_model(model, rule) if rule is not None else None
+        modules = [module for _, module in leaves(model)]
+        with_factors = self._kronecker.layers if self._kronecker is not None else ()
+        self._places = [modules.index(layer.module) for layer in with_factors]
         self.group_size = group_size(self.layout, device, self._kronecker)
         self._model = model.to(device)
         self._loss = loss
@@ -446,8 +449,6 @@ class StackedEngine:
         assert self._kronecker is not None
         assert self._recipe.kronecker is not None
         fisher, layers = self._recipe.kronecker.fisher, self._kronecker.layers
-        modules = [module for _, module in leaves(self._model)]
-        places = [modules.index(layer.module) for layer in layers]
         own = [p[: len(batch.lengths)].detach().requires_grad_() for p in self._parameters]
         x, y = self._examples(inputs, targets, batch)
         seen: dict[int, Tensor] = {}
@@ -458,14 +459,8 @@ class StackedEngine:
                 x = layer.recorded(own, x)
                 made[place] = x
         losses, gradient = self._loss_and_gradient(x.detach(), y, batch, selection)
-        outputs = [made[place] for place in places]
-        found = torch.autograd.grad(
-            x, [*own, *outputs], gradient.to(x.dtype), retain_graph=True, allow_unused=True
-        )
-        filled = [
-            torch.zeros_like(p) if g is None else g
-            for p, g in zip([*own, *outputs], found, strict=True)
-        ]
+        outputs = [made[place] for place in self._places]
+        filled = differentiate(x, [*own, *outputs], gradient.to(x.dtype), keep_graph=True)
         at_outputs = [g.unsqueeze(0) for g in filled[len(own) :]]
         if fisher != "empirical":
             kind = hessian_kind(self._loss)
@@ -476,7 +471,7 @@ class StackedEngine:
         weights = example_weights(x.shape[1], batch.lengths, self.layout.dtype)
         if selection is not None:
             weights = selection.weights.to(weights)
-        inputs_of = [seen[place] for place in places]
+        inputs_of = [seen[place] for place in self._places]
         of_objective = fisher == "empirical"
         return (
             losses,
@@ -588,10 +583,7 @@ class StackedEngine:
         )
         sink = Collect(self._parameters)
         self._pass(inputs, targets, batch, sink)
-        flat = torch.empty(clients, self.layout.size, dtype=self.layout.dtype, device=self.device)
-        for view, gradient in zip(self._vectors(flat), sink.all(), strict=True):
-            view.copy_(gradient)
-        return flat
+        return self.layout.vector(sink.all())
 
     def _vectors(self, flat: Tensor) -> list[Tensor]:
         """Return `flat` `[..., P]` as views of the parameters' shapes."""

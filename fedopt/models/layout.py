@@ -124,6 +124,14 @@ class ParameterLayout:
         """Return the parameters as views into `flat` `[..., P]`, each `[..., *shape]`."""
         return [_shaped(piece, spec.shape) for spec, piece in self._pieces(flat)]
 
+    def vector(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return tensors `[..., *shape]` as one new vector `[..., P]`: the inverse of `views`."""
+        lead = tensors[0].shape[: tensors[0].dim() - len(self.parameters[0].shape)]
+        flat = tensors[0].new_empty(*lead, self.size)
+        for view, tensor in zip(self.views(flat), tensors, strict=True):
+            view.copy_(tensor)
+        return flat
+
     def named(self, state: ModelState, *, copy: bool = True) -> dict[str, Tensor]:
         """Return all arrays by name, contiguous and in their own dtypes.
 

@@ -1,11 +1,13 @@
-"""A curriculum over clients: which may be sampled by when, by the loss of their last training.
+"""A curriculum over clients: which may be sampled by when, by their loss.
 
 A client's difficulty is the mean minibatch loss of its last participation, which it reports anyway:
 nothing more is computed or sent. Clients that have not trained yet have none and come first, in an
-order drawn once. With the order `random` difficulty is that order alone, which is the control.
+order drawn once. Or all clients measure the server's model on their training data, every so many
+rounds, for which each downloads the model and sends a number. With the order `random` difficulty is
+the order drawn once alone, which is the control.
 
-Source: Vahidian et al. 2023, "When Do Curricula Work in Federated Learning?", section 5 (client
-curriculum); there all clients are measured before training.
+Source: Vahidian et al. 2023, "When Do Curricula Work in Federated Learning?" (client curriculum by
+the loss of the global model).
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ class ClientCurriculum:
         start: share of the clients in the first round, in (0, 1].
         full_at: share of the rounds after which all may be sampled, in (0, 1].
         rounds: of the run.
+        measure_every: rounds between measurements of all clients, >= 1, the first in round 1; None
+            for the loss of a client's last participation.
     """
 
     order: str
@@ -36,6 +40,11 @@ class ClientCurriculum:
     start: float = 0.2
     full_at: float = 0.8
     rounds: int = 1
+    measure_every: int | None = None
+
+    def measures(self, round: int) -> bool:
+        """Return whether all clients are measured before a round, from 1."""
+        return self.measure_every is not None and (round - 1) % self.measure_every == 0
 
     def pool(
         self, round: int, difficulties: npt.NDArray[np.float64], count: int, seed: int

@@ -38,6 +38,10 @@ class UniformSampler:
         """
         return self._ids(pool[self._drawn(round, len(pool), count, "cohort")])
 
+    def everyone(self) -> npt.NDArray[np.int64]:
+        """Return the ids of all clients that have examples, ascending."""
+        return self._ids(np.arange(self.clients))
+
     def positions(self, clients: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the positions of client ids among the clients that have examples."""
         return clients if self._eligible is None else np.searchsorted(self._eligible, clients)

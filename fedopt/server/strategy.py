@@ -56,6 +56,9 @@ log = logging.getLogger("fedopt")
 DIFFICULTIES = "client_difficulties"
 """Name of the clients' difficulties among a checkpoint's vectors."""
 
+MEASUREMENT_NBYTES = 8
+"""Bytes of a client's answer when it measures the model: one number in double precision."""
+
 PLATEAU = "plateau"
 """Name of the plateau's numbers among a checkpoint's vectors."""
 
@@ -113,6 +116,7 @@ class FederatedStrategy(Strategy):
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
         self._scratch = Scratch()
         self._threshold = torch.zeros(1, dtype=torch.float64)  # 0: not known yet
+        self._measured = 0  # clients that measured the model before this round
         self._difficulties = (
             torch.full((self.sampler.clients,), math.nan, dtype=torch.float64)
             if federation.client_curriculum is not None
@@ -162,6 +166,7 @@ class FederatedStrategy(Strategy):
         """Sample the cohort, cut it into blocks, and return one message a node."""
         federation = self.federation
         self._take(arrays)
+        self._measure_difficulties(server_round, arrays, config, grid)
         cohort = self._cohort(server_round)
         steps = happening_steps(
             federation.work,
@@ -246,30 +251,14 @@ class FederatedStrategy(Strategy):
         count = min(federation.validation_clients, self.sampler.clients)
         if not count or not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
-        clients = self.sampler.sample(server_round, count, "validation").tolist()
-        nodes = sorted(grid.get_node_ids())
-        shares = [clients[i :: len(nodes)] for i in range(len(nodes))]
-        return [
-            Message(
-                encode_evaluation(server_round, share, arrays, config),
-                dst_node_id=node,
-                message_type=MessageType.EVALUATE,
-                group_id=str(server_round),
-            )
-            for node, share in zip(nodes, shares, strict=True)
-            if share
-        ]
+        clients = self.sampler.sample(server_round, count, "validation")
+        return _questions(server_round, clients, arrays, config, grid, "validation")
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Return what the clients' validation splits come to; see `over_clients`."""
-        rows: list[tuple[int, int, float, float]] = []
-        for reply in replies:
-            columns = content_of(reply).metric_records["clients"]
-            names = ("client", "examples", "loss", "accuracy")
-            rows.extend(zip(*(columns[n] for n in names), strict=True))
-        rows = sorted(row for row in rows if row[1] > 0)
+        rows = _answers(replies)
         if not rows:
             return None
         metrics = over_clients([row[1:] for row in rows])
@@ -350,14 +339,32 @@ class FederatedStrategy(Strategy):
         pool = federation.client_curriculum.pool(round, known, count, federation.seed)
         return self.sampler.sample_from(round, count, pool)
 
+    def _measure_difficulties(
+        self, round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> None:
+        """Let all clients measure the model on their training data, where that is due."""
+        curriculum = self.federation.client_curriculum
+        self._measured = 0
+        if curriculum is None or self._difficulties is None or not curriculum.measures(round):
+            return
+        everyone = self.sampler.everyone()
+        questions = _questions(round, everyone, arrays, config, grid, "train")
+        rows = _answers(grid.send_and_receive(questions))
+        self._measured = len(rows)
+        self._keep_difficulties([row[0] for row in rows], [row[2] for row in rows])
+
     def _learn_difficulties(self, reports: Reports) -> None:
         """Take the losses of the clients that trained as their difficulty."""
-        if self._difficulties is None:
-            return
-        for client, loss in zip(reports.client, reports.train_loss, strict=True):
-            if math.isfinite(loss):
-                place = self.sampler.positions(np.array([client]))
-                self._difficulties[int(place[0])] = loss
+        curriculum = self.federation.client_curriculum
+        if curriculum is not None and curriculum.measure_every is None:
+            self._keep_difficulties(reports.client, reports.train_loss)
+
+    def _keep_difficulties(self, clients: Sequence[int], losses: Sequence[float]) -> None:
+        assert self._difficulties is not None
+        known = np.isfinite(losses)
+        places = self.sampler.positions(np.array(clients, dtype=np.int64)[known])
+        values = torch.tensor(losses, dtype=torch.float64)[torch.from_numpy(known)]
+        self._difficulties[torch.from_numpy(places)] = values
 
     def _vector_size(self, name: str) -> int:
         """Return the length of a term, broadcast or state field."""
@@ -501,10 +508,43 @@ class FederatedStrategy(Strategy):
             server_round,
             reports,
             math.fsum(loss * n for loss, n in known) / seen if known else math.nan,
-            bytes_down=len(reports.client) * down,
-            bytes_up=len(trained) * up,
+            bytes_down=len(reports.client) * down + self._measured * self.layout.nbytes,
+            bytes_up=len(trained) * up + self._measured * MEASUREMENT_NBYTES,
             lr_scale=self.lr_scale(server_round),
         )
+
+
+def _questions(
+    round: int,
+    clients: npt.NDArray[np.int64],
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    grid: Grid,
+    split: str,
+) -> list[Message]:
+    """Return messages that ask for the model's loss on a split of some clients' data."""
+    nodes = sorted(grid.get_node_ids())
+    shares = [clients[i :: len(nodes)].tolist() for i in range(len(nodes))]
+    return [
+        Message(
+            encode_evaluation(round, share, arrays, config, split),
+            dst_node_id=node,
+            message_type=MessageType.EVALUATE,
+            group_id=str(round),
+        )
+        for node, share in zip(nodes, shares, strict=True)
+        if share
+    ]
+
+
+def _answers(replies: Iterable[Message]) -> list[tuple[int, int, float, float]]:
+    """Return client, examples, loss and accuracy of the clients that have examples, in order."""
+    rows: list[tuple[int, int, float, float]] = []
+    for reply in replies:
+        columns = content_of(reply).metric_records["clients"]
+        names = ("client", "examples", "loss", "accuracy")
+        rows.extend(zip(*(columns[n] for n in names), strict=True))
+    return sorted(row for row in rows if row[1] > 0)
 
 
 def mean_lr_sum(reports: Reports) -> float:
