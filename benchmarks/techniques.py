@@ -49,6 +49,13 @@ TECHNIQUES: dict[str, Mapping[str, Any]] = {
     "gradient noise": {"gradient": {"noise_eta": 1e-4}},
     "gradient penalty": {"gradient": {"penalty": 0.01}},
     "local SWA": {"swa": {"last_steps": 2}},
+    "K-FAC": {"optimizer": {"name": "kfac", "lr": 0.01}},
+    "K-FAC, factors every 10th": {
+        "optimizer": {"name": "kfac", "lr": 0.01, "factor_every": 10, "inverse_every": 10}
+    },
+    "EKFAC": {"optimizer": {"name": "ekfac", "lr": 0.01}},
+    "curriculum, loss": {"curriculum": {"name": "curriculum", "full_at": 0.5}},
+    "self-paced": {"self_paced": {"name": "linear", "quantile": 0.5}},
     "SAM, Adam, clipping, noise, SWA": {
         "optimizer": {"name": "adam", "lr": 1e-3},
         "sam": {"rho": 0.05},

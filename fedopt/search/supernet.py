@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ ALPHAS = "alphas."
 """What the names of architecture parameters begin with."""
 
 
-class Supernet(nn.Module):
+class Supernet(nn.Module, ABC):
     """A network with all operations of a search space, mixed by its `alphas`.
 
     Subclasses make `alphas` first, so that they come first among the parameters, and say which
@@ -33,9 +34,9 @@ class Supernet(nn.Module):
             {name: nn.Parameter(scale * torch.randn(shape)) for name, shape in alphas.items()}
         )
 
+    @abstractmethod
     def genotype(self) -> Genotype:
         """Return the architecture that the alphas stand for now."""
-        raise NotImplementedError
 
     def weights_of(self, name: str) -> Tensor:
         """Return the softmax of architecture parameters over their choices."""

@@ -473,6 +473,41 @@ def test_a_run_samples_from_the_clients_that_are_available() -> None:
     assert first <= set(control.pool(1, np.full(len(SIZES), np.nan), 2, 0).tolist())
 
 
+def test_the_servers_model_measures_all_clients_when_it_is_due() -> None:
+    """Round 1 trains the client with the lowest loss of the initial model, whatever the nodes."""
+    torch.manual_seed(3)
+    start = network().double()
+    losses = []
+    for x, y in clients():
+        with torch.no_grad():
+            output = start(torch.from_numpy(x))
+            losses.append(float(nn.functional.cross_entropy(output, torch.from_numpy(y))))
+    table = {"name": "curriculum", "start": 0.2, "full_at": 0.75, "measure_every": 2}
+    runs = [
+        simulate(
+            model=start,
+            clients_per_round=1,
+            server={"curriculum": table},
+            engine={"name": name, "workers": 2} if name == "ray" else {"name": name},
+        )
+        for name in ("inline", "ray")
+    ]
+    first = runs[0].clients[runs[0].clients["round"] == 1]
+    # Six clients, of which the first pacing leaves the two easiest.
+    assert set(first["client"]) <= set(np.argsort(losses)[:2])
+    assert torch.equal(vector(runs[0]), vector(runs[1]))
+    model = sum(p.numel() for p in start.parameters()) * 8
+    down, up = runs[0].history["bytes_down"].tolist(), runs[0].history["bytes_up"].tolist()
+    assert np.diff([0, *down])[-4:].tolist() == [7 * model, model, 7 * model, model]
+    assert np.diff([0, *up])[-4:].tolist() == [model + 48, model, model + 48, model]
+
+
+def test_a_curriculum_over_clients_that_all_train_is_refused() -> None:
+    says = r'server\.curriculum\.name: got "anti".* all 6 clients train in every round'
+    with pytest.raises(ConfigError, match=says):
+        simulate(clients_per_round="all", server={"curriculum": {"name": "anti", "full_at": 0.5}})
+
+
 # Label noise --------------------------------------------------------------------------------------
 
 
@@ -534,6 +569,7 @@ def median_loss(output: Tensor, target: Tensor) -> Tensor:
             r"local\.curriculum\.full_at: .*never reaches all data",
         ),
         ({"curriculum": {"name": "anti", "start": 0.0}}, r"local\.curriculum\.start"),
+        ({"curriculum": {"score": "margin"}}, r"local\.curriculum\.name: missing, so that score"),
         (
             {"curriculum": {"name": "anti", "full_at": 0.5, "score": "entropy"}},
             r'local\.curriculum\.score: got "entropy"; use "loss", "margin"',
