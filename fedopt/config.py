@@ -60,6 +60,7 @@ CHOICES: dict[str, str] = {
     "strategy": "strategies",
     "local.optimizer": "optimizers",
     "local.schedule": "schedules",
+    "server.optimizer": "server_optimizers",
 }
 """Dotted key of a table with a name -> the registry's kind."""
 
@@ -70,6 +71,7 @@ DEFAULT_NAMES: dict[str, str] = {
     "strategy": "fedavg",
     "local.optimizer": "sgd",
     "local.schedule": "constant",
+    "server.optimizer": "none",
 }
 
 
@@ -90,6 +92,7 @@ class Config:
     local_swa: LocalSwaTable = field(default_factory=LocalSwaTable)
     local_curriculum: CurriculumTable = field(default_factory=CurriculumTable)
     self_paced: SelfPacedTable = field(default_factory=SelfPacedTable)
+    server_optimizer: Choice = field(default_factory=lambda: default_choice("server.optimizer"))
     server_swa: ServerSwaTable = field(default_factory=ServerSwaTable)
     server_curriculum: ServerCurriculumTable = field(default_factory=ServerCurriculumTable)
     search: SearchTable = field(default_factory=SearchTable)
@@ -156,7 +159,7 @@ class Config:
 
 def field_name(key: str) -> str:
     """Return the field of `Config` that holds a table: `local.sam` is `sam`."""
-    shared = key.endswith((".swa", ".curriculum"))
+    shared = key.endswith((".swa", ".curriculum")) or key == "server.optimizer"
     return key.replace(".", "_") if shared else key.rpartition(".")[2]
 
 
@@ -423,7 +426,7 @@ def _choice(key: str, value: Any) -> Choice:
         name = DEFAULT_NAMES[key]
     if not isinstance(name, str):
         raise ConfigError(f"expected a name, got {name!r}.", key=f"{key}.name")
-    if key in ("model", "local.optimizer") and ":" in name:
+    if key in ("model", "local.optimizer", "server.optimizer") and ":" in name:
         from fedopt.models.catalogue import FreeOptions
 
         return Choice(name, FreeOptions.model_validate(options))

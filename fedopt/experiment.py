@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedopt.client.algorithm import THRESHOLD, LocalAlgorithm
+from fedopt.client.algorithm import THRESHOLD, LocalAlgorithm, needs_start_loss
 from fedopt.client.curvature import Taps, hessian_kind, kronecker_model, vector_sizes
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
@@ -25,6 +25,7 @@ from fedopt.client.optimizer_state import with_optimizer_state
 from fedopt.client.plan import LocalWork
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import Recipe
+from fedopt.client.scoring import ExampleScorer
 from fedopt.client.search import SearchEngine
 from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.trainer import Engine, Trainer
@@ -32,7 +33,7 @@ from fedopt.config import Config
 from fedopt.data.arrays import ArrayPopulation
 from fedopt.data.population import Population, build_population
 from fedopt.errors import ConfigError
-from fedopt.local import make_rates, make_recipe
+from fedopt.local import base_lr, make_rates, make_recipe, server_rule
 from fedopt.models.layout import ParameterLayout
 from fedopt.optim.kronecker import KroneckerModel, UnsupportedModelError
 from fedopt.registry import get, import_object
@@ -154,10 +155,14 @@ class Experiment:
                 config.engine.precision,
             )
         strategy = config.strategy.options.model_dump()
+        algorithm = self.local_algorithm()
+        scorer = None
+        if needs_start_loss(algorithm):
+            scorer = ExampleScorer(self.build_model(), self.loss, device)
         return Trainer(
             self.population,
             engine,
-            self.local_algorithm(),
+            algorithm,
             self.work,
             self.rates(),
             config.seed,
@@ -165,6 +170,7 @@ class Experiment:
             drop_partial=strategy["partial_work"] == "drop",
             vector_sizes=self.vector_sizes,
             selector=self.selecting.selector(device),
+            scorer=scorer,
         )
 
     @cached_property
@@ -181,7 +187,7 @@ class Experiment:
     def vector_sizes(self) -> dict[str, int]:
         """Length of the vectors of an optimizer's state that are not P long, by full name."""
         rule, layers = self.recipe.kronecker, self.kronecker
-        sizes = {THRESHOLD: 1}
+        sizes = {THRESHOLD: 1, **load_strategy(self.config.strategy.name).vector_sizes}
         if rule is None or layers is None:
             return sizes
         layout = ParameterLayout.of(self.build_model())
@@ -237,7 +243,9 @@ class Experiment:
 
     def local_algorithm(self) -> LocalAlgorithm:
         """Return the client side of the strategy."""
-        algorithm = load_strategy(self.config.strategy.name).local(self.config.strategy.options)
+        strategy = load_strategy(self.config.strategy.name)
+        options = strategy.resolved(self.config.strategy.options, base_lr(self.config))
+        algorithm = strategy.local(options)
         recipe, pace = self.recipe, self.selecting.pace
         algorithm = with_optimizer_state(algorithm, recipe.optimizer_state, recipe.rule.slots)
         return with_shared_threshold(algorithm, pace is not None and pace.shared)
@@ -275,6 +283,7 @@ class Experiment:
             )
         strategy = load_strategy(self.config.strategy.name)
         strategy.check(self.config.strategy.options, self.recipe)
+        self._check_server_optimizer(strategy)
         self.rates()
         metric = getattr(self.config.schedule.options, "metric", "")
         if metric.endswith("accuracy") and self.population.classes is None:
@@ -294,6 +303,26 @@ class Experiment:
         self._check_search()
         self._check_curvature()
         assert self.engine_choice
+
+    def _check_server_optimizer(self, strategy: type[FederatedStrategy]) -> None:
+        """Check that a server optimizer goes with the strategy."""
+        name, chosen = self.config.strategy.name, self.config.server_optimizer.name
+        if server_rule(self.config) is None:
+            return
+        options = self.config.strategy.options
+        if not strategy.takes_server_optimizer or strategy.server_rule(options) is not None:
+            raise ConfigError(
+                f'got "{chosen}", but {name} has a server step of its own; use "none", or a '
+                "strategy whose server takes the mean update (fedavg, fedprox, scaffold, fednova)",
+                key="server.optimizer.name",
+            )
+        server_lr = options.model_dump()["server_lr"]
+        if server_lr != 1:
+            raise ConfigError(
+                f"got {server_lr:g}, which the server optimizer's rate replaces; set "
+                "server.optimizer.lr",
+                key="strategy.server_lr",
+            )
 
     def _check_model(self) -> None:
         client = int(np.flatnonzero(self.population.sizes)[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import LocalAverage, Recipe, Sharpness
 from fedopt.client.self_paced import SelfPace
-from fedopt.config import Config
+from fedopt.config import Choice, Config
 from fedopt.errors import ConfigError
 from fedopt.optim.adapter import make_rule
 from fedopt.optim.curvature import KroneckerRule
@@ -17,6 +17,7 @@ from fedopt.optim.rules import Rule
 from fedopt.optim.transforms import GradientTransforms
 from fedopt.schedules import make_schedule
 from fedopt.schedules.plateau import Plateau
+from fedopt.server.optimizer import ServerRule
 
 
 def make_recipe(config: Config) -> Recipe:
@@ -122,13 +123,29 @@ def configured_rule(config: Config) -> tuple[Rule, float]:
     Raises:
         ConfigError: the optimizer cannot be made; the key is that of the configuration.
     """
+    return _rule(config.optimizer, "local.optimizer")
+
+
+def server_rule(config: Config) -> ServerRule | None:
+    """Return the update rule of `[server.optimizer]`, or None for the strategy's own step.
+
+    Raises:
+        ConfigError: the optimizer cannot be made; the key is that of the configuration.
+    """
+    if config.server_optimizer.name == "none":
+        return None
+    return ServerRule(*_rule(config.server_optimizer, "server.optimizer"))
+
+
+def _rule(choice: Choice, table: str) -> tuple[Rule, float]:
+    """Return the update rule that a table names, and its learning rate."""
     try:
-        return make_rule(config.optimizer.name, **config.optimizer.options.model_dump())
+        return make_rule(choice.name, **choice.options.model_dump())
     except ConfigError as error:
         blamed = error.key or "optimizer"
         key = "name" if blamed == "optimizer" else blamed
         text = str(error).removeprefix(f"{blamed}: ")
-        raise ConfigError(text, key=f"local.optimizer.{key}") from error.__cause__
+        raise ConfigError(text, key=f"{table}.{key}") from error.__cause__
 
 
 def make_plateau(config: Config) -> Plateau | None:

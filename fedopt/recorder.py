@@ -34,7 +34,7 @@ from fedopt.config import Config
 from fedopt.data.population import Examples
 from fedopt.data.statistics import population_statistics
 from fedopt.experiment import Experiment, load_strategy
-from fedopt.local import base_lr, make_plateau
+from fedopt.local import base_lr, make_plateau, server_rule
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
 from fedopt.results import Run, Snapshot
@@ -407,7 +407,10 @@ class Recorder:
                     rows.setdefault(name, {})[client] = named
         return Snapshot(
             layout.named(strategy.state),
-            {name: layout.named_vector(v) for name, v in strategy.vectors().items()},
+            {
+                name: layout.named_vector(v) if v.numel() == layout.size else {name: v.clone()}
+                for name, v in strategy.vectors().items()
+            },
             rows,
         )
 
@@ -456,6 +459,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         )
         if paced.is_on
         else None,
+        server_rule=server_rule(config),
         plateau=make_plateau(config),
         lr=base_lr(config),
     )

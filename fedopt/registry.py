@@ -21,6 +21,7 @@ from fedopt.errors import ConfigError, did_you_mean, unknown_name
 KINDS: dict[str, str] = {
     "strategies": "strategy.name",
     "optimizers": "local.optimizer.name",
+    "server_optimizers": "server.optimizer.name",
     "schedules": "local.schedule.name",
     "datasets": "data.name",
     "partitions": "partition.name",

@@ -197,8 +197,8 @@ class PacedTable(Table):
         given = sorted(self.model_fields_set)
         if given and "name" not in given:
             raise ValueError(
-                f'name: missing, so that {", ".join(given)} would have no effect; use "curriculum", '
-                '"anti" or "random", or say "none"'
+                f"name: missing, so that {', '.join(given)} would have no effect; use "
+                '"curriculum", "anti" or "random", or say "none"'
             )
         return self
 

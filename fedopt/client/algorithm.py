@@ -30,6 +30,9 @@ class LocalTerms:
         mixing: whether what models are mixed with is wanted: changes in the metric of the
             clients' input factors, and these.
         thresholds: each client's threshold of self-paced learning, `[G]`, > 0; None: infinite.
+        preconditioner: factor of each element of the corrected gradient, `[1, P]`, or None.
+        start: parameters that each client begins with instead of x, `[G, P]`, or None.
+        phases: in which steps which parameters are trained, or None for all in all.
     """
 
     proximal: float = 0.0
@@ -40,6 +43,31 @@ class LocalTerms:
     optimizer_steps: Tensor | None = None
     mixing: bool = False
     thresholds: Tensor | None = None
+    preconditioner: Tensor | None = None
+    start: Tensor | None = None
+    phases: Phases | None = None
+
+    @property
+    def is_additive(self) -> bool:
+        """Whether vectors are added to the gradient at most: nothing scales or freezes it."""
+        return self.gradient_scale == 1 and self.preconditioner is None and self.phases is None
+
+
+@dataclass(frozen=True)
+class Phases:
+    """A client trains one part of the model in its first steps, the rest in the others.
+
+    Args:
+        first: whether each array of the model is trained in the first steps.
+        share: share of a client's steps in which that is, rounded, in (0, 1).
+    """
+
+    first: tuple[bool, ...]
+    share: float
+
+    def steps(self, steps: int) -> int:
+        """Return how many of some steps are first ones."""
+        return round(self.share * steps)
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,9 @@ class LocalResult:
         mixed: the change in the metric of the client's input factors, `[G, P]`, where asked for.
         selected: share of the examples of the steps that had a weight > 0, `[G]`, where the
             recipe is self-paced.
+        start_loss: loss at x over all the client's examples, `[G]` in float64, where the
+            algorithm wants it.
+        personal: what a second training gave, where the algorithm asked for one.
     """
 
     delta: Tensor
@@ -75,6 +106,8 @@ class LocalResult:
     optimizer_steps: Tensor | None = None
     mixed: Tensor | None = None
     selected: Tensor | None = None
+    start_loss: Tensor | None = None
+    personal: LocalResult | None = None
 
     @property
     def displacement(self) -> Tensor:
@@ -103,13 +136,33 @@ THRESHOLD = "self_paced.threshold"
 """Name of the term and broadcast of a shared threshold of self-paced learning, of length 1."""
 
 
+GRADIENT = "gradient"
+"""Name of the term of a client's gradient at x over all its examples."""
+
+
+FAIRNESS = "fairness"
+"""Name of the term by which q-FedAvg divides, of length 1."""
+
+
+PARAMETERS = "parameters"
+"""Name of the server's parameters x among what `LocalAlgorithm.begin` and `finish` are given."""
+
+
+WEIGHTED = frozenset({"delta", THRESHOLD, GRADIENT, FAIRNESS})
+"""The terms that are summed with the clients' weights, besides those of optimizers."""
+
+
 def is_weighted(term: str) -> bool:
     """Return whether a term is summed with the clients' weights rather than with 1."""
-    return term in ("delta", THRESHOLD) or term.startswith(OPTIMIZER)
+    return term in WEIGHTED or term.startswith(OPTIMIZER)
 
 
 class LocalAlgorithm(Protocol):
-    """The client's side of a strategy, as two pure functions and two declarations."""
+    """The client's side of a strategy, as two pure functions and two declarations.
+
+    The vectors of `broadcast` include x itself, as `PARAMETERS`. What only some algorithms declare
+    is read by the functions below: `state_scalars`, `collected`, `needs_start_loss`, `second`.
+    """
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -134,6 +187,25 @@ def state_scalars(algorithm: LocalAlgorithm) -> tuple[str, ...]:
     """Return the names of the single numbers that a client keeps besides `state_fields`."""
     names: tuple[str, ...] = getattr(algorithm, "state_scalars", ())
     return names
+
+
+def collected(algorithm: LocalAlgorithm) -> bool:
+    """Return whether the server needs each client's change, not their sum."""
+    return bool(getattr(algorithm, "collected", False))
+
+
+def needs_start_loss(algorithm: LocalAlgorithm) -> bool:
+    """Return whether a client is to measure the loss at x over all its examples."""
+    return bool(getattr(algorithm, "needs_start_loss", False))
+
+
+def second_training(
+    algorithm: LocalAlgorithm, broadcast: Vectors, state: Vectors
+) -> LocalTerms | None:
+    """Return the objective terms of a second training in the same round, where there is one."""
+    second = getattr(algorithm, "second", None)
+    terms: LocalTerms | None = None if second is None else second(broadcast, state)
+    return terms
 
 
 @dataclass(frozen=True)

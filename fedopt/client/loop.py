@@ -110,7 +110,7 @@ class LoopEngine:
         """
         (plan,) = plans
         bound, recipe = self._bound, self._recipe
-        bound.load(start)
+        self._load(start, terms)
         if not bound.module.training:  # setting it walks through all layers
             bound.module.train()
         seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
@@ -118,14 +118,14 @@ class LoopEngine:
         full = None
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets)
-            bound.load(start)
+            self._load(start, terms)
             seed_torch(torch_seed(self._seed, "train", round, plan.client), self.device)
         batches = self._batches(plan, inputs, targets)
-        if recipe.is_plain and terms.gradient_scale == 1:
+        if recipe.is_plain and terms.is_additive:
             loss_sum = self._take_plain_steps(plan, batches, start, terms)
             seen = int(plan.offsets[-1])
             rates = plan.learning_rates.tolist()
-            lr_sum = recipe.rule.effective_lr_sum(rates)
+            lr_sum = recipe.rule.effective_lr_sum(rates, proximal=terms.proximal)
             result = LocalResult(
                 delta=(bound.flat - start.parameters).unsqueeze(0),
                 buffers=torch.empty(0),
@@ -155,6 +155,12 @@ class LoopEngine:
             train_loss=(loss_sum / seen).unsqueeze(0),
             full_gradient=None if full is None else full.unsqueeze(0),
         )
+
+    def _load(self, start: ModelState, terms: LocalTerms) -> None:
+        """Load what the client begins with."""
+        self._bound.load(start)
+        if terms.start is not None:
+            self._bound.flat.copy_(terms.start[0])
 
     # Steps -------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums
-from fedopt.client.trainer import Block, Failure, Reports, TrainingOutcome
+from fedopt.client.trainer import Block, Changes, Failure, Reports, TrainingOutcome
 from fedopt.errors import RunError
 from fedopt.records import from_record, integers, numbers, to_record
 
@@ -125,6 +125,19 @@ def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
             "clients": MetricRecord({k: v for k, v in reports.items() if v}),
         }
     )
+    if outcome.changes:
+        content["changes"] = to_record(
+            {
+                "rows": torch.cat([part.rows for part in outcome.changes]),
+                "buffers": torch.cat([part.buffers for part in outcome.changes]),
+            }
+        )
+        content["changed"] = ConfigRecord(
+            {
+                "clients": [c for part in outcome.changes for c in part.clients],
+                "weights": [w for part in outcome.changes for w in part.weights],
+            }
+        )
     if outcome.failures:
         content["failures"] = ConfigRecord(
             {
@@ -168,7 +181,13 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
     if failed is not None:
         columns_of_failures: Any = (failed["clients"], failed["reasons"], failed["diverged"])
         failures = [Failure(*row) for row in zip(*columns_of_failures, strict=True)]
-    return TrainingOutcome(sums, reports, failures)
+    changes = []
+    changed = content.config_records.get("changed")
+    if changed is not None:
+        arrays = _tensors(content, "changes")
+        clients, weights = integers(changed, "clients"), numbers(changed, "weights")
+        changes = [Changes(clients, weights, arrays["rows"], arrays["buffers"])]
+    return TrainingOutcome(sums, reports, failures, changes)
 
 
 def encode_evaluation(

@@ -130,8 +130,8 @@ def check_stackable(model: nn.Module) -> None:
 def is_fused(recipe: Recipe, terms: LocalTerms | None = None) -> bool:
     """Return whether steps are fused into the backward pass: SGD without any technique."""
     rule = recipe.rule
-    is_scaled = terms is not None and terms.gradient_scale != 1
-    return recipe.is_plain and isinstance(rule, Sgd) and not rule.momentum and not is_scaled
+    is_additive = terms is None or terms.is_additive
+    return recipe.is_plain and isinstance(rule, Sgd) and not rule.momentum and is_additive
 
 
 class StackedEngine:
@@ -194,7 +194,8 @@ class StackedEngine:
         """
         clients = len(plans)
         self._allocate(clients)
-        for stacked, view in zip(self._parameters, self._vectors(start.parameters), strict=True):
+        begin = start.parameters if terms.start is None else terms.start
+        for stacked, view in zip(self._parameters, self._vectors(begin), strict=True):
             stacked[:clients].copy_(view)
         self._seed_clients(round, plans)
         inputs = torch.from_numpy(examples.x).to(self.device)
@@ -212,7 +213,7 @@ class StackedEngine:
                 delta=self._displacement(start, self._parameters, self._delta[:clients]),
                 buffers=torch.zeros(clients, 0, dtype=torch.float64),
                 train_loss=torch.empty(0),
-                lr_sum=self._lr_sums(plans),
+                lr_sum=self._lr_sums(plans, terms.proximal),
             )
         else:
             own = [stacked[:clients] for stacked in self._parameters]
@@ -589,12 +590,13 @@ class StackedEngine:
         """Return `flat` `[..., P]` as views of the parameters' shapes."""
         return self.layout.views(flat)
 
-    def _lr_sums(self, plans: Sequence[ClientPlan]) -> Tensor | None:
+    def _lr_sums(self, plans: Sequence[ClientPlan], proximal: float) -> Tensor | None:
         known: dict[int, float | None] = {}
         for plan in plans:
             key = id(plan.learning_rates)
             if key not in known:
-                known[key] = self._recipe.rule.effective_lr_sum(plan.learning_rates.tolist())
+                rates = plan.learning_rates.tolist()
+                known[key] = self._recipe.rule.effective_lr_sum(rates, proximal=proximal)
         sums = [known[id(plan.learning_rates)] for plan in plans]
         if any(value is None for value in sums):
             return None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fedopt.client.algorithm import LocalResult, LocalTerms
+from fedopt.client.algorithm import LocalResult, LocalTerms, Phases
 from fedopt.client.curvature import MIXING_FACTORS, KroneckerUpdates, Seen
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe, Sharpness
@@ -73,6 +73,10 @@ class LocalSteps:
         else:
             assert kronecker is not None
             self._updates = KroneckerUpdates(recipe.kronecker, kronecker, parameters, layout, terms)
+        self._frozen = _Frozen(terms.phases, plans) if terms.phases is not None else None
+        self._preconditioner = (
+            layout.views(terms.preconditioner) if terms.preconditioner is not None else None
+        )
         self._noise = _Noise(layout, parameters[0].device, plans, seed, round)
         self._average = _Average(recipe, parameters, plans) if recipe.average else None
 
@@ -131,13 +135,17 @@ class LocalSteps:
             applied = np.ones(active, dtype=bool)
         self._applied[:active, step] = True if applied is None else applied
         momenta = None if self._momenta is None else self._momenta[:active, step]
+        if self._frozen is not None:
+            self._frozen.keep(step, parameters, gradients)
         self._updates.apply(parameters, gradients, self._rates[:active, step], momenta, applied)
+        if self._frozen is not None:
+            self._frozen.restore(parameters)
         if self._average is not None:
             self._average.add(step, parameters)
         return applied
 
     def _corrected(self, gradients: Gradients) -> Gradients:
-        """Return scale * g + correction, without changing the gradients."""
+        """Return (scale * g + correction) * preconditioner, without changing the gradients."""
         scale = self._terms.gradient_scale
         if scale != 1:
             gradients = list(torch._foreach_mul(gradients, scale))
@@ -145,6 +153,8 @@ class LocalSteps:
             active = len(gradients[0])
             own = [c[:active] for c in self._correction]
             gradients = list(torch._foreach_add(gradients, own))
+        if self._preconditioner is not None:
+            gradients = list(torch._foreach_mul(gradients, self._preconditioner))
         return gradients
 
     # What the steps came to --------------------------------------------------------------------
@@ -197,7 +207,8 @@ class LocalSteps:
         for plan, applied in zip(self._plans, self._applied, strict=True):
             taken = applied[: plan.steps]
             momenta = None if plan.momenta is None else plan.momenta[taken].tolist()
-            total = self._recipe.rule.effective_lr_sum(plan.learning_rates[taken].tolist(), momenta)
+            rates = plan.learning_rates[taken].tolist()
+            total = self._recipe.rule.effective_lr_sum(rates, momenta, self._terms.proximal)
             if total is None:
                 return None
             sums.append(total)
@@ -229,6 +240,33 @@ def ascend_(parameters: Sequence[Tensor], gradients: Gradients, sam: Sharpness) 
     for parameter, direction in zip(parameters, directions, strict=True):
         factor = factors.to(parameter.dtype).view(-1, *(1,) * (parameter.dim() - 1))
         parameter.addcmul_(direction, factor)
+
+
+class _Frozen:
+    """Leaves the part of the model that is not trained in a step as it is."""
+
+    def __init__(self, phases: Phases, plans: Sequence[ClientPlan]) -> None:
+        self._phases = phases
+        self._first_steps = np.array([phases.steps(plan.steps) for plan in plans])
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(self, step: int, parameters: Sequence[Tensor], gradients: Gradients) -> None:
+        """Remember what is not trained in a step, and make its gradient zero."""
+        active = len(parameters[0])
+        is_first = torch.from_numpy(step < self._first_steps[:active]).to(parameters[0].device)
+        self._kept = []
+        for parameter, gradient, first in zip(
+            parameters, gradients, self._phases.first, strict=True
+        ):
+            frozen = ~is_first if first else is_first
+            where = frozen.view(-1, *(1,) * (parameter.dim() - 1))
+            gradient.masked_fill_(where, 0)
+            self._kept.append((where, parameter.clone()))
+
+    def restore(self, parameters: Sequence[Tensor]) -> None:
+        """Put back what was remembered: weight decay may have moved it."""
+        for parameter, (where, kept) in zip(parameters, self._kept, strict=True):
+            parameter.copy_(torch.where(where, kept, parameter))
 
 
 class _Noise:

@@ -16,19 +16,25 @@ from enum import IntEnum
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fedopt.client.algorithm import (
+    PARAMETERS,
     THRESHOLD,
     ClientUpdate,
     LocalAlgorithm,
     LocalResult,
     LocalTerms,
     Vectors,
+    collected,
     is_weighted,
+    needs_start_loss,
+    second_training,
 )
 from fedopt.client.curriculum import Selected, Selector
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
+from fedopt.client.scoring import ExampleScorer
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree, add_weighted
 from fedopt.data.population import Examples, Population
@@ -148,12 +154,37 @@ class Failure:
 
 
 @dataclass
+class Changes:
+    """The changes of some clients, where the server wants each for itself.
+
+    Args:
+        clients: ids.
+        weights: of each.
+        rows: change of the parameters, `[G, P]` on the CPU.
+        buffers: change of the buffers, `[G, Q]` in float64.
+    """
+
+    clients: list[int]
+    weights: list[float]
+    rows: Tensor
+    buffers: Tensor
+
+
+@dataclass
 class TrainingOutcome:
-    """What a worker returns for its blocks of a round; sums in the order of the blocks."""
+    """What a worker returns for its blocks of a round.
+
+    Args:
+        sums: in the order of the blocks.
+        reports: one entry a client.
+        failures: why clients failed.
+        changes: each client's change, where the algorithm collects them.
+    """
 
     sums: list[BlockSums]
     reports: Reports = field(default_factory=Reports)
     failures: list[Failure] = field(default_factory=list)
+    changes: list[Changes] = field(default_factory=list)
 
 
 Placed = tuple[int, ClientPlan]
@@ -174,6 +205,7 @@ class Trainer:
         drop_partial: whether a client that does fewer steps than planned is dropped.
         vector_sizes: length of the terms and state fields that are not P long, by name.
         selector: selects the examples of the clients' steps, or None.
+        scorer: measures losses at the server's model, where the algorithm wants them.
     """
 
     def __init__(
@@ -188,6 +220,7 @@ class Trainer:
         drop_partial: bool,
         vector_sizes: Mapping[str, int] | None = None,
         selector: Selector | None = None,
+        scorer: ExampleScorer | None = None,
     ) -> None:
         self.population = population
         self.engine = engine
@@ -199,6 +232,7 @@ class Trainer:
         self._drop_partial = drop_partial
         self._vector_sizes = dict(vector_sizes or {})
         self._selector = selector
+        self._scorer = scorer
         self._lr_scale = 1.0
         self._scratch = Scratch()
 
@@ -224,6 +258,7 @@ class Trainer:
             lr_scale: factor of all learning rates, > 0.
         """
         self._lr_scale = lr_scale
+        broadcast = {PARAMETERS: start.parameters, **broadcast}
         tree = SumTree(blocks_of_round)
         outcome = TrainingOutcome(tree.roots)
         for block in blocks:
@@ -293,7 +328,7 @@ class Trainer:
         if not plans:
             return
         try:
-            state = rows.read([block.read_rows[p] for p in kept]) if rows else {}
+            state = self._read(rows, block, kept)
             examples = self.population.train_many([plan.client for plan in plans])
             terms = self.algorithm.begin(broadcast, state)
             selected = None
@@ -301,6 +336,7 @@ class Trainer:
                 selected = self._select(round, start, plans, examples, broadcast)
                 plans, terms = selected.plans, replace(terms, thresholds=selected.thresholds)
             result = self.engine.train(start, round, plans, examples, terms)
+            result = self._more(result, start, round, plans, examples, broadcast, state)
             update = self.algorithm.finish(result, broadcast, state)
             if selected is not None and THRESHOLD in self.algorithm.terms:
                 assert selected.quantiles is not None
@@ -319,6 +355,36 @@ class Trainer:
             return
         shares = None if selected is None else selected.available
         self._add(plans, kept, block, result, update, rows, sums, outcome, shares)
+
+    def _read(self, rows: RowFile | None, block: Block, kept: Sequence[int]) -> Vectors:
+        """Return the state of the clients at some places of a block, on the training device."""
+        if rows is None:
+            return {}
+        state = rows.read([block.read_rows[place] for place in kept])
+        return {n: v.to(self.engine.device) if v.dim() > 1 else v for n, v in state.items()}
+
+    def _more(
+        self,
+        result: LocalResult,
+        start: ModelState,
+        round: int,
+        plans: Sequence[ClientPlan],
+        examples: Examples,
+        broadcast: Vectors,
+        state: Vectors,
+    ) -> LocalResult:
+        """Add what else the algorithm wants to know of a group."""
+        if self._scorer is not None and needs_start_loss(self.algorithm):
+            losses = self._scorer.losses(start, examples)
+            parts = torch.split(losses, [plan.examples for plan in plans])
+            means = torch.stack([part.mean() for part in parts])
+            result = replace(result, start_loss=means)
+        terms = second_training(self.algorithm, broadcast, state)
+        if terms is not None:
+            result = replace(result, delta=result.delta.clone())  # an engine uses its memory again
+            personal = self.engine.train(start, round, plans, examples, terms)
+            result = replace(result, personal=personal)
+        return result
 
     def _select(
         self,
@@ -390,6 +456,11 @@ class Trainer:
             add_weighted(total, factors, term, self._scratch, is_first=is_first)
         if len(sums.buffers):
             sums.buffers += weights @ result.buffers[good]
+        if collected(self.algorithm):
+            clients = [plans[i].client for i in good]
+            # An engine uses the memory of its result again.
+            change = update.terms["delta"][good].cpu()
+            outcome.changes.append(Changes(clients, good_weights, change, result.buffers[good]))
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)

@@ -25,6 +25,16 @@ class SgdOptions(Options):
         return self
 
 
+class NoOptions(Options):
+    """Nothing to choose."""
+
+
+class ServerSgdOptions(SgdOptions):
+    """Stochastic gradient descent on the server: with rate 1 federated averaging."""
+
+    lr: float = Field(1.0, gt=0, description="learning rate, > 0; 1 takes the mean update whole")
+
+
 class Betas(Options):
     """The decays of two moments."""
 
@@ -223,18 +233,23 @@ class KfacOptions(EkfacOptions):
 def _register(
     name: str, target: str, options: type[Options], description: str, source: str
 ) -> None:
-    register(
-        Entry(
-            kind="optimizers",
-            name=name,
-            target=f"fedopt.optim.{target}",
-            options=options,
-            description=description,
-            source=source,
-        )
+    target = f"fedopt.optim.{target}"
+    register(Entry("optimizers", name, target, options, description, source))
+    if not issubclass(options, KfacOptions):  # its factors are those of a batch
+        options = ServerSgdOptions if options is SgdOptions else options
+        register(Entry("server_optimizers", name, target, options, description, source))
+
+
+register(
+    Entry(
+        "server_optimizers",
+        "none",
+        "fedopt.server.optimizer:ServerOptimizer",
+        NoOptions,
+        "the strategy's own step, with strategy.server_lr",
+        "McMahan et al. 2017, algorithm 1",
     )
-
-
+)
 _register(
     "sgd",
     "rules:Sgd",

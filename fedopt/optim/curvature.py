@@ -198,7 +198,10 @@ class KroneckerRule:
         self.init(parameters)
 
     def effective_lr_sum(
-        self, lrs: Sequence[float], momenta: Sequence[float] | None = None
+        self,
+        lrs: Sequence[float],
+        momenta: Sequence[float] | None = None,
+        proximal: float = 0.0,
     ) -> float | None:
         """Return None: gradients enter the parameters preconditioned."""
         return None

@@ -73,16 +73,21 @@ class Rule(Protocol):
         ...
 
     def effective_lr_sum(
-        self, lrs: Sequence[float], momenta: Sequence[float] | None = None
+        self,
+        lrs: Sequence[float],
+        momenta: Sequence[float] | None = None,
+        proximal: float = 0.0,
     ) -> float | None:
         """Return sum_k of the coefficients with which the gradients g_k entered the parameters.
 
-        For plain SGD this is sum_k lr_k; momentum adds what earlier gradients still move. `None`
-        where the update is not linear in the gradients (Adam).
+        For plain SGD this is sum_k lr_k; momentum adds what earlier gradients still move, and a
+        proximal term takes away what it pulls back. `None` where the update is not linear in the
+        gradients (Adam).
 
         Args:
             lrs: learning rate of each step.
             momenta: momentum of each step, where it is not the rule's.
+            proximal: mu of the term mu/2 |w - x|^2, >= 0, x being where the steps began.
         """
         ...
 
@@ -172,17 +177,25 @@ class Sgd:
         torch._foreach_add_(list(parameters), gradients, alpha=-lr)
 
     def effective_lr_sum(
-        self, lrs: Sequence[float], momenta: Sequence[float] | None = None
+        self,
+        lrs: Sequence[float],
+        momenta: Sequence[float] | None = None,
+        proximal: float = 0.0,
     ) -> float | None:
         """Return minus the displacement that unit gradients cause (the update is linear)."""
-        if not self.momentum:
+        if not self.momentum and not proximal:
             return float(sum(lrs))
         if momenta is None:
             momenta = [self.momentum] * len(lrs)
         moved, velocity = 0.0, 0.0
         for step, (lr, momentum) in enumerate(zip(lrs, momenta, strict=True)):
-            velocity = 1.0 if step == 0 else momentum * velocity + 1 - self.dampening
-            moved += lr * (1 + momentum * velocity if self.nesterov else velocity)
+            gradient = 1 - proximal * moved
+            if step == 0:
+                velocity = gradient
+            else:
+                velocity = momentum * velocity + (1 - self.dampening) * gradient
+            direction = gradient + momentum * velocity if self.nesterov else velocity
+            moved += lr * direction if self.momentum else lr * gradient
         return moved
 
 
@@ -192,7 +205,10 @@ class Nonlinear:
     is_elementwise: ClassVar[bool] = True
 
     def effective_lr_sum(
-        self, lrs: Sequence[float], momenta: Sequence[float] | None = None
+        self,
+        lrs: Sequence[float],
+        momenta: Sequence[float] | None = None,
+        proximal: float = 0.0,
     ) -> float | None:
         """Return None: the update is not linear in the gradients."""
         return None

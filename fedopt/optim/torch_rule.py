@@ -141,7 +141,10 @@ class TorchRule:
             raise ValueError(f"momentum cannot be set in a step: {self.kind.__name__} has none")
 
     def effective_lr_sum(
-        self, lrs: Sequence[float], momenta: Sequence[float] | None = None
+        self,
+        lrs: Sequence[float],
+        momenta: Sequence[float] | None = None,
+        proximal: float = 0.0,
     ) -> float | None:
         """Return None: how gradients enter the parameters is torch's optimizer's own."""
         return None

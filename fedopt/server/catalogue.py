@@ -29,6 +29,13 @@ class FedProxOptions(StrategyOptions):
     """Federated averaging with a proximal term in the local objective."""
 
     mu: float = Field(0.1, ge=0, description="weight of the proximal term mu/2 |w - x|^2, >= 0")
+    adaptive: bool = Field(
+        False, description="let mu, which it begins with, follow the training loss of the cohorts"
+    )
+    mu_step: float = Field(0.1, gt=0, description="by how much an adaptive mu changes, > 0")
+    patience: int = Field(
+        5, ge=1, description="falls of the loss in a row before an adaptive mu gets smaller, >= 1"
+    )
     partial_work: Literal["drop", "keep"] = Field(
         "keep", description="what happens to a client that did fewer local steps than planned"
     )
@@ -46,6 +53,173 @@ class FedPmOptions(StrategyOptions):
     """Mixing of locally preconditioned models in the metric of the clients' curvature."""
 
     mu: float = Field(0.0, ge=0, description="weight of a proximal term mu/2 |w - x|^2, >= 0")
+
+
+class FedAvgMOptions(StrategyOptions):
+    """Federated averaging with server momentum."""
+
+    momentum: float = Field(0.9, gt=0, lt=1, description="server momentum, in (0, 1)")
+
+
+class FedAdaptiveOptions(StrategyOptions):
+    """Federated averaging with an adaptive server rate."""
+
+    server_lr: float = Field(0.1, gt=0, description="server learning rate, > 0")
+    beta1: float = Field(0.0, ge=0, lt=1, description="decay of the mean update, in [0, 1)")
+    tau: float = Field(
+        1e-3, gt=0, description="degree of adaptivity, > 0: added to the root, which starts at it"
+    )
+
+
+class FedMomentsOptions(FedAdaptiveOptions):
+    """Federated averaging with both moments on the server."""
+
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean update, in [0, 1)")
+    beta2: float = Field(
+        0.99, ge=0, lt=1, description="decay of the mean squared update, in [0, 1)"
+    )
+
+
+class FedNovaOptions(StrategyOptions):
+    """Averaging of updates normalised by the work in them."""
+
+    mu: float = Field(0.0, ge=0, description="weight of a proximal term mu/2 |w - x|^2, >= 0")
+    partial_work: Literal["drop", "keep"] = Field(
+        "keep", description="what happens to a client that did fewer local steps than planned"
+    )
+
+
+class FedDynOptions(StrategyOptions):
+    """Dynamic regularisation."""
+
+    alpha: float = Field(0.1, gt=0, description="weight of the regulariser, > 0")
+    weighting: Literal["uniform"] = Field(
+        "uniform", description="uniform only: the sum of what clients regularise with is"
+    )
+    partial_work: Literal["drop", "keep"] = Field(
+        "keep", description="what happens to a client that did fewer local steps than planned"
+    )
+
+
+class MimeLiteOptions(StrategyOptions):
+    """Local steps with the server's optimizer state."""
+
+    base: Literal["sgdm", "adam"] = Field(
+        "sgdm", description="the server's optimizer, whose state the clients step with"
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="share of the momentum in a step, in [0, 1)")
+    beta2: float = Field(
+        0.99, ge=0, lt=1, description="decay of adam's mean squared gradient, in [0, 1)"
+    )
+    eps: float = Field(1e-3, gt=0, description="added to the root of adam's second moment, > 0")
+    initial_square: float = Field(
+        1.0, ge=0, description="adam's second moment before the first round, >= 0"
+    )
+
+
+class QFedAvgOptions(StrategyOptions):
+    """Averaging that weighs clients by their loss."""
+
+    q: float = Field(1.0, ge=0, description="fairness, >= 0; 0 is federated averaging")
+    lipschitz: float | None = Field(
+        None, gt=0, description="L of the paper, > 0 (default: 1 / local.optimizer.lr)"
+    )
+
+
+class RobustOptions(StrategyOptions):
+    """What robust means share."""
+
+    mu: float = Field(0.0, ge=0, description="weight of a proximal term mu/2 |w - x|^2, >= 0")
+
+
+class UnweightedOptions(RobustOptions):
+    """What robust means share that know no weights."""
+
+    weighting: Literal["uniform"] = Field(
+        "uniform", description="uniform only: a client that names its own weight names any"
+    )
+
+
+class MedianOptions(UnweightedOptions):
+    """Coordinate-wise median."""
+
+
+class TrimmedMeanOptions(UnweightedOptions):
+    """Coordinate-wise mean without the extremes."""
+
+    beta: float = Field(
+        0.2, ge=0, lt=0.5, description="share of clients left out at each end, in [0, 0.5)"
+    )
+
+
+class KrumOptions(UnweightedOptions):
+    """The updates that are closest to most others."""
+
+    hostile: int = Field(
+        1,
+        ge=0,
+        description="clients of a round that may be hostile, >= 0; needs 2 hostile + 3 a round",
+    )
+    selected: int = Field(1, ge=1, description="updates averaged, >= 1: 1 is Krum, more multi-Krum")
+
+
+class RfaOptions(RobustOptions):
+    """Geometric median."""
+
+    iterations: int = Field(10, ge=1, description="the most steps of Weiszfeld's algorithm, >= 1")
+    tolerance: float = Field(
+        1e-8, ge=0, description="relative change of the objective at which it stops, >= 0"
+    )
+    smoothing: float = Field(1e-6, gt=0, description="nu: smallest distance that counts, > 0")
+
+
+class LayersOptions(StrategyOptions):
+    """Federated averaging of a part of the model."""
+
+    personal: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="names of the arrays that stay with the clients, or what they begin with "
+        "(default: those of the last layer)",
+    )
+
+
+class FedBnOptions(StrategyOptions):
+    """Federated averaging of everything but normalisation layers."""
+
+
+class FedPerOptions(LayersOptions):
+    """Shared body and personal head."""
+
+
+class FedRepOptions(LayersOptions):
+    """Shared body and personal head, trained one after the other."""
+
+    head_share: float = Field(
+        0.5, gt=0, lt=1, description="share of a round's local steps that train the head, in (0, 1)"
+    )
+
+
+class DittoOptions(StrategyOptions):
+    """Federated averaging, and a personal model pulled towards it."""
+
+    lam: float = Field(
+        0.1, ge=0, description="weight of the pull lam/2 |v - x|^2 of the personal model, >= 0"
+    )
+
+
+class LocalOnlyOptions(StrategyOptions):
+    """No exchange: each client trains its own model."""
+
+
+class CentralisedOptions(StrategyOptions):
+    """No federation: one model on all clients' data together."""
+
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps a round (default: as many as the cohort would take together)",
+    )
 
 
 class ScaffoldOptions(StrategyOptions):
@@ -74,53 +248,170 @@ class ScaffoldOptions(StrategyOptions):
         return self
 
 
-register(
-    Entry(
-        kind="strategies",
-        name="fedavg",
-        target="fedopt.server.fedavg:FedAvg",
-        options=FedAvgOptions,
-        description="federated averaging",
-        source="McMahan et al. 2017, algorithm 1",
-    )
+def _register(
+    name: str, target: str, options: type[StrategyOptions], description: str, source: str
+) -> None:
+    register(Entry("strategies", name, f"fedopt.server.{target}", options, description, source))
+
+
+_register(
+    "fedavg",
+    "fedavg:FedAvg",
+    FedAvgOptions,
+    "federated averaging",
+    "McMahan et al. 2017, algorithm 1",
 )
-register(
-    Entry(
-        kind="strategies",
-        name="fedprox",
-        target="fedopt.server.fedprox:FedProx",
-        options=FedProxOptions,
-        description="federated averaging with a proximal term; keeps partial work",
-        source="Li et al. 2020, algorithm 2",
-    )
+_register(
+    "fedprox",
+    "fedprox:FedProx",
+    FedProxOptions,
+    "federated averaging with a proximal term; keeps partial work",
+    "Li et al. 2020, algorithm 2",
 )
-register(
-    Entry(
-        kind="strategies",
-        name="scaffold",
-        target="fedopt.server.scaffold:Scaffold",
-        options=ScaffoldOptions,
-        description="control variates on server and clients remove client drift",
-        source="Karimireddy et al. 2020, algorithm 1",
-    )
+_register(
+    "scaffold",
+    "scaffold:Scaffold",
+    ScaffoldOptions,
+    "control variates on server and clients remove client drift",
+    "Karimireddy et al. 2020, algorithm 1",
 )
-register(
-    Entry(
-        kind="strategies",
-        name="mofedsam",
-        target="fedopt.server.mofedsam:MoFedSam",
-        options=MoFedSamOptions,
-        description="sharpness-aware local steps along the server's momentum; needs local.sam",
-        source="Qu et al. 2022 (MoFedSAM)",
-    )
+_register(
+    "fedavgm",
+    "adaptive:FedAvgM",
+    FedAvgMOptions,
+    "federated averaging with server momentum",
+    "Hsu et al. 2019, section 4.3",
 )
-register(
-    Entry(
-        kind="strategies",
-        name="fedpm",
-        target="fedopt.server.fedpm:FedPm",
-        options=FedPmOptions,
-        description="models mixed in the metric of the clients' curvature; needs kfac or ekfac",
-        source="Ishii et al. 2025 (FedPM)",
-    )
+_register(
+    "fedadagrad",
+    "adaptive:FedAdagrad",
+    FedAdaptiveOptions,
+    "federated averaging with the paper's Adagrad on the server",
+    "Reddi et al. 2021, algorithm 2",
+)
+_register(
+    "fedadam",
+    "adaptive:FedAdam",
+    FedMomentsOptions,
+    "federated averaging with the paper's Adam on the server",
+    "Reddi et al. 2021, algorithm 2",
+)
+_register(
+    "fedyogi",
+    "adaptive:FedYogi",
+    FedMomentsOptions,
+    "federated averaging with the paper's Yogi on the server",
+    "Reddi et al. 2021, algorithm 2",
+)
+_register(
+    "fednova",
+    "fednova:FedNova",
+    FedNovaOptions,
+    "updates are normalised by the work in them; keeps partial work",
+    "Wang et al. 2020, algorithm 1",
+)
+_register(
+    "feddyn",
+    "feddyn:FedDyn",
+    FedDynOptions,
+    "a dynamic regulariser makes the clients' optima agree",
+    "Acar et al. 2021, algorithm 1",
+)
+_register(
+    "mimelite",
+    "mimelite:MimeLite",
+    MimeLiteOptions,
+    "local steps with the server's momentum or Adam, fixed within a round",
+    "Karimireddy et al. 2021, algorithm 1 (MimeLite)",
+)
+_register(
+    "qfedavg",
+    "qffl:QFedAvg",
+    QFedAvgOptions,
+    "clients with a high loss weigh more (q-FFL)",
+    "Li et al. 2020, q-FFL, algorithm 2",
+)
+_register(
+    "mofedsam",
+    "mofedsam:MoFedSam",
+    MoFedSamOptions,
+    "sharpness-aware local steps along the server's momentum; needs local.sam",
+    "Qu et al. 2022 (MoFedSAM)",
+)
+_register(
+    "fedpm",
+    "fedpm:FedPm",
+    FedPmOptions,
+    "models mixed in the metric of the clients' curvature; needs kfac or ekfac",
+    "Ishii et al. 2025 (FedPM)",
+)
+_register(
+    "median",
+    "robust:Median",
+    MedianOptions,
+    "coordinate-wise median, for hostile clients",
+    "Yin et al. 2018, algorithm 1, option I",
+)
+_register(
+    "trimmed_mean",
+    "robust:TrimmedMean",
+    TrimmedMeanOptions,
+    "coordinate-wise mean without the extremes, for hostile clients",
+    "Yin et al. 2018, algorithm 1, option II",
+)
+_register(
+    "krum",
+    "robust:Krum",
+    KrumOptions,
+    "the updates closest to most others, for hostile clients; selected > 1 is multi-Krum",
+    "Blanchard et al. 2017, section 4",
+)
+_register(
+    "rfa",
+    "robust:Rfa",
+    RfaOptions,
+    "geometric median by smoothed Weiszfeld steps, for hostile clients",
+    "Pillutla et al. 2022, algorithm 2",
+)
+_register(
+    "fedbn",
+    "personal:FedBn",
+    FedBnOptions,
+    "normalisation layers stay with the clients",
+    "Li et al. 2021 (FedBN), algorithm 1",
+)
+_register(
+    "fedper",
+    "personal:FedPer",
+    FedPerOptions,
+    "the head stays with the clients, the body is averaged",
+    "Arivazhagan et al. 2019, algorithms 1 and 2",
+)
+_register(
+    "fedrep",
+    "personal:FedRep",
+    FedRepOptions,
+    "as fedper, head and body trained one after the other",
+    "Collins et al. 2021, algorithm 1",
+)
+_register(
+    "ditto",
+    "personal:Ditto",
+    DittoOptions,
+    "federated averaging, and personal models pulled towards it",
+    "Li et al. 2021 (Ditto), algorithm 1",
+)
+_register(
+    "local_only",
+    "personal:LocalOnly",
+    LocalOnlyOptions,
+    "no exchange: each client trains its own model; a reference",
+    "McMahan et al. 2017",
+)
+_register(
+    "centralised",
+    "centralised:Centralised",
+    CentralisedOptions,
+    "no federation: one model on all clients' data; a reference",
+    "McMahan et al. 2017",
 )

@@ -77,6 +77,7 @@ class FedPm(FederatedStrategy):
     """
 
     options_type = FedPmOptions
+    takes_server_optimizer: ClassVar[bool] = False
 
     @classmethod
     def local(cls, options: FedPmOptions) -> LocalAlgorithm:

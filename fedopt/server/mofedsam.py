@@ -66,7 +66,11 @@ class MoFedSam(FederatedStrategy):
     """
 
     options_type = MoFedSamOptions
-    broadcasts: ClassVar[tuple[str, ...]] = ("momentum",)
+
+    @property
+    def broadcasts(self) -> tuple[str, ...]:
+        """The vector that the clients' gradients are corrected with."""
+        return ("momentum",)
 
     @classmethod
     def local(cls, options: MoFedSamOptions) -> LocalAlgorithm:

@@ -17,6 +17,8 @@ from fedopt.client.trainer import Reports, Status
 from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
 from fedopt.server.client_curriculum import ClientCurriculum
+from fedopt.server.optimizer import ServerRule
+from fedopt.server.updates import Updates
 
 
 def is_due(round: int, every: int, last: int | None) -> bool:
@@ -54,6 +56,7 @@ class Federation:
         kronecker: the layers with Kronecker factors, where the clients' optimizer has them.
         shared_threshold: whether the clients share a threshold of self-paced learning.
         client_curriculum: which clients may be sampled by when, or None for all.
+        server_rule: the server's optimizer, or None for the strategy's own step.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
     """
@@ -76,6 +79,7 @@ class Federation:
     kronecker: KroneckerModel | None = None
     shared_threshold: bool = False
     client_curriculum: ClientCurriculum | None = None
+    server_rule: ServerRule | None = None
     plateau: Plateau | None = None
     lr: float = 1.0
 
@@ -91,6 +95,7 @@ class RoundSums:
         count: |S|, the clients that are in the sums, >= 1.
         lr_sum: weighted mean over the clients of the sums of their learning rates; NaN where
             the optimizer has none.
+        updates: each client's change, where the algorithm wants them.
     """
 
     terms: dict[str, Tensor]
@@ -98,6 +103,7 @@ class RoundSums:
     weight: float
     count: int
     lr_sum: float = math.nan
+    updates: Updates | None = None
 
     def mean(self, name: str = "delta") -> Tensor:
         """Return the mean of a term, `[P]`: weighted where `is_weighted`, else uniform."""

@@ -98,7 +98,11 @@ class Scaffold(FederatedStrategy):
     """
 
     options_type = ScaffoldOptions
-    broadcasts: ClassVar[tuple[str, ...]] = ("control_variate",)
+
+    @property
+    def broadcasts(self) -> tuple[str, ...]:
+        """The vector that the clients' gradients are corrected with."""
+        return ("control_variate",)
 
     @classmethod
     def local(cls, options: ScaffoldOptions) -> LocalAlgorithm:

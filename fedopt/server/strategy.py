@@ -24,7 +24,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from fedopt.client.algorithm import OPTIMIZER, THRESHOLD, LocalAlgorithm, PlainLocal, state_scalars
+from fedopt.client.algorithm import (
+    OPTIMIZER,
+    THRESHOLD,
+    LocalAlgorithm,
+    PlainLocal,
+    collected,
+    state_scalars,
+)
 from fedopt.client.messages import (
     content_of,
     decode_outcome,
@@ -47,9 +54,11 @@ from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.evaluation import over_clients
+from fedopt.server.optimizer import ServerOptimizer, ServerRule
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
 from fedopt.server.shared_optimizer import SharedOptimizerState
+from fedopt.server.updates import Updates
 
 log = logging.getLogger("fedopt")
 
@@ -79,8 +88,11 @@ class FederatedStrategy(Strategy):
     options_type: ClassVar[type[StrategyOptions]] = StrategyOptions
     """The schema of the options."""
 
-    broadcasts: ClassVar[tuple[str, ...]] = ()
-    """Names of the parameter-sized vectors that are sent down besides the model."""
+    takes_server_optimizer: ClassVar[bool] = True
+    """Whether the server's step may be an optimizer's, along `mean_update`."""
+
+    vector_sizes: ClassVar[Mapping[str, int]] = {}
+    """Length of the terms, broadcasts and state fields that are not P long, by name."""
 
     def __init__(
         self, federation: Federation, options: StrategyOptions | None = None, **keywords: Any
@@ -89,6 +101,7 @@ class FederatedStrategy(Strategy):
             options = self.options_type.model_validate(keywords)
         elif keywords:
             raise TypeError("give the options as one object or by keyword, not both")
+        options = self.resolved(options, federation.lr)
         self.options: Any = options
         self.federation = federation
         algorithm = with_optimizer_state(
@@ -111,6 +124,7 @@ class FederatedStrategy(Strategy):
         self._blocks: list[Block] = []
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
+        self._server_optimizer: ServerOptimizer | None = None
         self.lr_factors: Mapping[int, float] = {}  # of single rounds, as a range test sets them
         plateau = federation.plateau
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
@@ -131,6 +145,26 @@ class FederatedStrategy(Strategy):
         return PlainLocal()
 
     @classmethod
+    def resolved(cls, options: Any, lr: float) -> Any:
+        """Return the options with what they leave open filled in.
+
+        Args:
+            options: the strategy's options.
+            lr: base learning rate of the clients.
+        """
+        return options
+
+    @classmethod
+    def server_rule(cls, options: Any) -> ServerRule | None:
+        """Return the server's optimizer, where it is the strategy's own."""
+        return None
+
+    @property
+    def broadcasts(self) -> tuple[str, ...]:
+        """Names of the vectors that are sent down besides the model."""
+        return ()
+
+    @classmethod
     def check(cls, options: Options, recipe: Recipe) -> None:
         """Refuse options that do not go with what the clients do in a step, with the reason.
 
@@ -142,11 +176,24 @@ class FederatedStrategy(Strategy):
         """Return the vectors `[P]` that are sent down besides the model."""
         return {}
 
+    def mean_update(self, sums: RoundSums) -> Tensor:
+        """Return what the server steps along, `[P]` in float64; here the mean of delta."""
+        mean = self._scratch.take(self.layout.size)
+        return torch.div(sums.terms["delta"], sums.weight, out=mean)
+
     def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
-        """Return the new parameters `[P]`, all in float64; here x + server_lr * mean(delta)."""
-        share: float = self.options.server_lr / sums.weight
+        """Return the new parameters `[P]`, all in float64.
+
+        That is x + server_lr * mean_update, or what the server's optimizer makes of it.
+        """
+        update = self.mean_update(sums)
+        if self._server_optimizer is not None:
+            return self._server_optimizer.step(parameters, update)
         new = self._scratch.take(len(parameters), parameters.dtype)
-        return torch.add(parameters, sums.terms["delta"], alpha=share, out=new)
+        return torch.add(parameters, update, alpha=self.options.server_lr, out=new)
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Take in metrics of a round: the training loss, then those of validation splits."""
 
     def begin(self, layout: ParameterLayout) -> None:
         """Make the server's own state, once the model is known."""
@@ -217,10 +264,11 @@ class FederatedStrategy(Strategy):
             ClientError: a client failed, unless failures are skipped.
             RunError: a block is missing, or no client is left.
         """
-        sums, reports = self._collect(server_round, replies)
+        sums, reports, updates = self._collect(server_round, replies)
         layout, old = self.layout, self._state
         assert old is not None
-        total = replace(self._sum(server_round, sums), lr_sum=mean_lr_sum(reports))
+        total = self._sum(server_round, sums)
+        total = replace(total, lr_sum=mean_lr_sum(reports), updates=updates)
         before = self._scratch.take(layout.size).copy_(old.parameters)
         parameters = self._scratch.take(layout.size, layout.dtype)
         parameters.copy_(self.server_step(before, total))
@@ -269,13 +317,15 @@ class FederatedStrategy(Strategy):
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
         """Return the bytes that a client is sent and sends in a round: the model and vectors."""
-        sizes, itemsize = self.federation.vector_sizes, layout.dtype.itemsize
+        sizes, itemsize = self._sizes, layout.dtype.itemsize
         averaged = self.federation.optimizer_state == "average"
         shared = [OPTIMIZER + slot for slot in self.federation.optimizer_slots if averaged]
         if self.federation.shared_threshold:
             shared.append(THRESHOLD)
         sent = sum(sizes.get(name, layout.size) for name in (*self.broadcasts, *shared))
         returned = sum(sizes.get(name, layout.size) for name in self.algorithm.terms)
+        if collected(self.algorithm):
+            returned += layout.size
         return (
             layout.nbytes + sent * itemsize,
             layout.nbytes + (returned - layout.size) * itemsize,
@@ -300,7 +350,8 @@ class FederatedStrategy(Strategy):
         return plateau * self.lr_factors.get(round, 1.0)
 
     def _observe(self, metrics: Mapping[str, float]) -> None:
-        """Let the plateau see its metric, where it is among some."""
+        """Let the plateau see its metric, where it is among some, and the strategy all."""
+        self.observe(metrics)
         plateau = self.federation.plateau
         if plateau is not None and self._plateau is not None and plateau.metric in metrics:
             self._plateau = plateau.update(self._plateau, metrics[plateau.metric])
@@ -308,8 +359,9 @@ class FederatedStrategy(Strategy):
     def saved_vectors(self) -> dict[str, Tensor]:
         """Return all of the server's state besides the model: what a checkpoint holds."""
         saved = self.vectors()
-        if self._optimizer is not None:
-            saved |= self._optimizer.vectors()
+        for part in (self._optimizer, self._server_optimizer):
+            if part is not None:
+                saved |= part.vectors()
         if self.federation.shared_threshold:
             saved[THRESHOLD] = self._threshold
         if self._difficulties is not None:
@@ -321,8 +373,9 @@ class FederatedStrategy(Strategy):
     def load_saved_vectors(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what `saved_vectors` returned."""
         self.load_vectors(saved)
-        if self._optimizer is not None:
-            self._optimizer.load(saved)
+        for part in (self._optimizer, self._server_optimizer):
+            if part is not None:
+                part.load(saved)
         if self.federation.shared_threshold:
             self._threshold = saved[THRESHOLD].clone()
         if self._difficulties is not None:
@@ -368,7 +421,11 @@ class FederatedStrategy(Strategy):
 
     def _vector_size(self, name: str) -> int:
         """Return the length of a term, broadcast or state field."""
-        return self.federation.vector_sizes.get(name, self.layout.size)
+        return self._sizes.get(name, self.layout.size)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {**self.vector_sizes, **self.federation.vector_sizes}
 
     @property
     def layout(self) -> ParameterLayout:
@@ -423,6 +480,9 @@ class FederatedStrategy(Strategy):
                 checkpoints,
                 scalars,
             )
+        rule = self.server_rule(self.options) or self.federation.server_rule
+        if rule is not None:
+            self._server_optimizer = ServerOptimizer(rule, self._layout)
         self.begin(self._layout)
 
     def _take(self, arrays: ArrayRecord) -> None:
@@ -447,8 +507,9 @@ class FederatedStrategy(Strategy):
 
     def _collect(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[list[BlockSums], Reports]:
-        """Decode the replies: sums in the order of the blocks, reports in that of the clients."""
+    ) -> tuple[list[BlockSums], Reports, Updates | None]:
+        """Decode the replies: sums in the order of the blocks, the rest in that of the clients."""
+        updates = Updates()
         sums: list[BlockSums] = []
         rows: list[tuple[Any, ...]] = []
         failures = []
@@ -459,6 +520,11 @@ class FederatedStrategy(Strategy):
             sums.extend(outcome.sums)
             rows.extend(zip(*vars(outcome.reports).values(), strict=True))
             failures.extend(outcome.failures)
+            for part in outcome.changes:
+                updates.clients.extend(part.clients)
+                updates.weights.extend(part.weights)
+                updates.rows.extend(part.rows)
+                updates.buffers.extend(part.buffers)
         there = {number for part in sums for number in range(part.first, part.stop)}
         missing = [block.id for block in self._blocks if block.id not in there]
         if missing:
@@ -476,7 +542,9 @@ class FederatedStrategy(Strategy):
                 )
         rows.sort()
         columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
-        return sorted(sums, key=lambda part: part.first), Reports(*(list(c) for c in columns))
+        updates.sort()
+        ordered = sorted(sums, key=lambda part: part.first)
+        return ordered, Reports(*(list(c) for c in columns)), updates if len(updates) else None
 
     def _sum(self, server_round: int, sums: Sequence[BlockSums]) -> RoundSums:
         """Add the sums of the blocks, given in their order, along the round's tree."""
