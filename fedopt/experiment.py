@@ -8,10 +8,11 @@ the configuration that the server sends.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fedopt.client.curvature import Taps, hessian_kind, kronecker_model, vector_
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
 from fedopt.client.optimizer_state import with_optimizer_state
+from fedopt.client.personal import PersonalPart
 from fedopt.client.plan import LocalWork
 from fedopt.client.rates import RatePlan
 from fedopt.client.recipe import Recipe
@@ -42,9 +44,13 @@ from fedopt.search.supernet import Supernet
 from fedopt.seeds import torch_seed
 from fedopt.selection import Selecting
 from fedopt.server.blocks import client_cost, default_block_size
+from fedopt.server.catalogue import CentralisedOptions
+from fedopt.server.pooled import PooledPopulation
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
+
+log = logging.getLogger("fedopt")
 
 ModelFactory = Callable[[], nn.Module]
 
@@ -80,6 +86,7 @@ class Experiment:
             seed=config.seed,
             dtype=config.run.dtype,
         )
+        population = population_for(config, population)
         experiment = cls(config, population, model_factory(config, population), load_loss(config))
         experiment.check()
         return experiment
@@ -94,7 +101,20 @@ class Experiment:
     def work(self) -> LocalWork:
         """The amount of local work of a round."""
         local = self.config.local
+        if isinstance(self.population, PooledPopulation):
+            return LocalWork(None, self._pooled_steps(self.population), local.batch_size)
         return LocalWork(local.epochs, local.steps, local.batch_size)
+
+    def _pooled_steps(self, pool: PooledPopulation) -> int:
+        """Return the steps of centralised training: those of the configured cohort together."""
+        options, local = self.config.strategy.options, self.config.local
+        assert isinstance(options, CentralisedOptions)
+        if options.steps is not None:
+            return options.steps
+        sizes = pool.member_sizes[pool.member_sizes > 0]
+        cohort = cohort_size(self.config.run.clients_per_round, len(sizes))
+        work = LocalWork(local.epochs, local.steps, local.batch_size)
+        return cohort * work.planned_steps(max(1, round(float(sizes.mean()))))
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -186,12 +206,23 @@ class Experiment:
     @cached_property
     def vector_sizes(self) -> dict[str, int]:
         """Length of the vectors of an optimizer's state that are not P long, by full name."""
-        rule, layers = self.recipe.kronecker, self.kronecker
+        rule, layers, part = self.recipe.kronecker, self.kronecker, self.personal
         sizes = {THRESHOLD: 1, **load_strategy(self.config.strategy.name).vector_sizes}
+        sizes |= {} if part is None else part.sizes
         if rule is None or layers is None:
             return sizes
         layout = ParameterLayout.of(self.build_model())
         return sizes | vector_sizes(layers, rule, [spec.size for spec in layout.parameters])
+
+    @cached_property
+    def personal(self) -> PersonalPart | None:
+        """What stays with the clients of a personalised strategy.
+
+        Raises:
+            ConfigError: the model has no such part.
+        """
+        strategy = load_strategy(self.config.strategy.name)
+        return strategy.personal(self.config.strategy.options, self.build_model())
 
     @cached_property
     def selecting(self) -> Selecting:
@@ -245,13 +276,15 @@ class Experiment:
         """Return the client side of the strategy."""
         strategy = load_strategy(self.config.strategy.name)
         options = strategy.resolved(self.config.strategy.options, base_lr(self.config))
-        algorithm = strategy.local(options)
+        algorithm = strategy.client_side(options, self.personal)
         recipe, pace = self.recipe, self.selecting.pace
         algorithm = with_optimizer_state(algorithm, recipe.optimizer_state, recipe.rule.slots)
         return with_shared_threshold(algorithm, pace is not None and pace.shared)
 
     def cohort_size(self) -> int:
         """Return the number of clients sampled a round."""
+        if isinstance(self.population, PooledPopulation):
+            return 1
         return cohort_size(
             self.config.run.clients_per_round, int(np.count_nonzero(self.population.sizes))
         )
@@ -284,6 +317,7 @@ class Experiment:
         strategy = load_strategy(self.config.strategy.name)
         strategy.check(self.config.strategy.options, self.recipe)
         self._check_server_optimizer(strategy)
+        self._check_personal()
         self.rates()
         metric = getattr(self.config.schedule.options, "metric", "")
         if metric.endswith("accuracy") and self.population.classes is None:
@@ -303,6 +337,20 @@ class Experiment:
         self._check_search()
         self._check_curvature()
         assert self.engine_choice
+
+    def _check_personal(self) -> None:
+        """Check that personal models are measured, and that the model can be split."""
+        if self.personal is None:
+            return
+        if not self.config.evaluation.validation_clients:
+            name = self.config.strategy.name
+            says = f"0 with {name}, whose models are measured on the clients' validation splits"
+            if name == "local_only":
+                raise ConfigError(
+                    f"got {says} alone; use a number > 0 (and data.validation_fraction > 0)",
+                    key="evaluation.validation_clients",
+                )
+            log.warning("evaluation.validation_clients is %s: test columns show the server's", says)
 
     def _check_server_optimizer(self, strategy: type[FederatedStrategy]) -> None:
         """Check that a server optimizer goes with the strategy."""
@@ -387,6 +435,7 @@ class Experiment:
             "local.gradient.penalty": bool(self.recipe.penalty),
             "local.self_paced.name": self.recipe.self_pace is not None,
             "local.curriculum.name": self.config.local_curriculum.is_on,
+            "strategy.name": self.personal is not None,
             "engine.training": self.config.engine.training == "stacked",
             "engine.precision": self.config.engine.precision != "full",
         }
@@ -461,6 +510,13 @@ def cohort_size(clients_per_round: int | float | str, clients: int) -> int:
             key="clients_per_round",
         )
     return count
+
+
+def population_for(config: Config, population: Population) -> Population:
+    """Return the population that a strategy trains on: all clients as one where centralised."""
+    if config.strategy.name != "centralised":
+        return population
+    return cast(Population, PooledPopulation(population))
 
 
 def load_strategy(name: str) -> type[FederatedStrategy]:

@@ -220,7 +220,8 @@ class Recorder:
         totals["bytes_up"] += record.bytes_up
         totals["bytes_down"] += record.bytes_down
         totals["client_steps"] += sum(reports.steps)
-        totals["client_gradients"] += sum(reports.steps) * experiment.recipe.gradients_per_step
+        gradients = experiment.recipe.gradients_per_step * self.strategy.trainings
+        totals["client_gradients"] += sum(reports.steps) * gradients
         sharpness = self._sharpness(record.round)
         totals["wall_seconds"] = time.perf_counter() - self._started
         columns = dict(vars(reports))
@@ -459,6 +460,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         )
         if paced.is_on
         else None,
+        personal=experiment.personal,
         server_rule=server_rule(config),
         plateau=make_plateau(config),
         lr=base_lr(config),

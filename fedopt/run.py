@@ -27,7 +27,13 @@ from fedopt.client.losses import Loss
 from fedopt.config import Choice, Config, from_run_config, load
 from fedopt.data import ListPopulation
 from fedopt.errors import ConfigError
-from fedopt.experiment import Experiment, ModelFactory, load_loss, model_factory
+from fedopt.experiment import (
+    Experiment,
+    ModelFactory,
+    load_loss,
+    model_factory,
+    population_for,
+)
 from fedopt.memory import keep_freed_memory
 from fedopt.models.layout import ParameterLayout
 from fedopt.recorder import Recorder, make_strategy
@@ -108,6 +114,7 @@ def in_memory(
             data=Choice("in_memory", Options()),
             partition=Choice("in_memory", Options()),
         )
+        population = population_for(config, population)
     else:
         if test is not None:
             raise ConfigError("a test set in memory needs clients in memory", key="test")

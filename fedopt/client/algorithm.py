@@ -32,6 +32,7 @@ class LocalTerms:
         thresholds: each client's threshold of self-paced learning, `[G]`, > 0; None: infinite.
         preconditioner: factor of each element of the corrected gradient, `[1, P]`, or None.
         start: parameters that each client begins with instead of x, `[G, P]`, or None.
+        start_buffers: likewise of the buffers, `[G, Q]` in float64, or None.
         phases: in which steps which parameters are trained, or None for all in all.
     """
 
@@ -45,6 +46,7 @@ class LocalTerms:
     thresholds: Tensor | None = None
     preconditioner: Tensor | None = None
     start: Tensor | None = None
+    start_buffers: Tensor | None = None
     phases: Phases | None = None
 
     @property
@@ -77,7 +79,7 @@ class LocalResult:
     Args:
         delta: w - x, the change of the parameters, `[G, P]`; w is the client's last iterate, or
             the mean of its last ones where the recipe averages.
-        buffers: change of the buffers, `[G, Q]` in float64.
+        buffers: change of the buffers since the client began, `[G, Q]` in float64.
         train_loss: example-weighted mean of the minibatch losses, `[G]`.
         lr_sum: sum of the coefficients with which gradients entered the update, `[G]`: the sum
             of the learning rates of the applied steps for SGD; None where the update is not
@@ -122,10 +124,12 @@ class ClientUpdate:
     Args:
         terms: vectors to be summed over clients, `[G, P]` each.
         state: the clients' new state, `[G, P]` each, by field.
+        buffers: change of the buffers that is averaged, `[G, Q]`; None: all of it.
     """
 
     terms: Vectors
     state: Vectors = field(default_factory=dict)
+    buffers: Tensor | None = None
 
 
 OPTIMIZER = "optimizer."
@@ -144,8 +148,8 @@ FAIRNESS = "fairness"
 """Name of the term by which q-FedAvg divides, of length 1."""
 
 
-PARAMETERS = "parameters"
-"""Name of the server's parameters x among what `LocalAlgorithm.begin` and `finish` are given."""
+PARAMETERS, BUFFERS = "parameters", "buffers"
+"""Names of the server's parameters x and buffers among what an algorithm's functions are given."""
 
 
 WEIGHTED = frozenset({"delta", THRESHOLD, GRADIENT, FAIRNESS})
@@ -160,8 +164,9 @@ def is_weighted(term: str) -> bool:
 class LocalAlgorithm(Protocol):
     """The client's side of a strategy, as two pure functions and two declarations.
 
-    The vectors of `broadcast` include x itself, as `PARAMETERS`. What only some algorithms declare
-    is read by the functions below: `state_scalars`, `collected`, `needs_start_loss`, `second`.
+    The vectors of `broadcast` include x and the server's buffers, as `PARAMETERS` and `BUFFERS`.
+    What only some algorithms declare is read by the functions below: `state_scalars`, `collected`,
+    `needs_start_loss`, `second`.
     """
 
     @property

@@ -52,12 +52,7 @@ class Node:
         state = layout.state(request.arrays, self._scratch.take(layout.size, layout.dtype))
         start = ModelState(state.parameters.to(device), state.buffers)
         broadcast = {name: vector.to(device) for name, vector in request.broadcast.items()}
-        rows = None
-        if request.state_path is not None:
-            fields = trainer.algorithm.state_fields
-            scalars = state_scalars(trainer.algorithm)
-            sizes = tuple(trainer.vector_size(name) for name in fields)
-            rows = RowFile(request.state_path, fields, sizes, layout.dtype, scalars)
+        rows = self._rows(trainer, request.state_path)
         outcome = trainer.train(
             request.round,
             request.blocks,
@@ -69,16 +64,32 @@ class Node:
         )
         return Message(encode_outcome(outcome), reply_to=message)
 
+    def _rows(self, trainer: Trainer, path: str | None) -> RowFile | None:
+        """Return the file of client state, where there is one."""
+        if path is None:
+            return None
+        fields = trainer.algorithm.state_fields
+        sizes = tuple(trainer.vector_size(name) for name in fields)
+        scalars = state_scalars(trainer.algorithm)
+        return RowFile(path, fields, sizes, trainer.engine.layout.dtype, scalars)
+
     def evaluate(self, message: Message) -> Message:
         """Evaluate the model on a split of the data of the clients that a message names."""
         config = message.content.config_records["config"]
-        experiment = self._prepare(text(config, "experiment"))[0]
+        experiment, trainer = self._prepare(text(config, "experiment"))
         evaluator, state = self._evaluation(message)
         clients = integers(config, "clients")
+        kept, part = {}, experiment.personal
+        rows = self._rows(trainer, text(config, "state-path"))
+        if rows is not None:
+            kept = rows.read(integers(config, "state-read"))
         population = experiment.population
         is_train = config["split"] == "train"
         split = population.train if is_train else population.validation
-        measured = [evaluator.measure(state, split(client)) for client in clients]
+        measured = []
+        for place, client in enumerate(clients):
+            own = state if part is None else part.composed(state, kept, place)
+            measured.append(evaluator.measure(own, split(client)))
         columns: dict[str, list[int] | list[float]] = {
             "client": clients,
             "examples": [m.examples for m in measured],

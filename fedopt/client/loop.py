@@ -151,16 +151,19 @@ class LoopEngine:
                 result = replace(result, selected=selected.shares)
         return replace(
             result,
-            buffers=(bound.buffers() - start.buffers.cpu()).unsqueeze(0),
+            buffers=(bound.buffers() - self._first_buffers(start, terms).cpu()).unsqueeze(0),
             train_loss=(loss_sum / seen).unsqueeze(0),
             full_gradient=None if full is None else full.unsqueeze(0),
         )
 
     def _load(self, start: ModelState, terms: LocalTerms) -> None:
         """Load what the client begins with."""
-        self._bound.load(start)
-        if terms.start is not None:
-            self._bound.flat.copy_(terms.start[0])
+        parameters = start.parameters if terms.start is None else terms.start[0]
+        self._bound.load(ModelState(parameters, self._first_buffers(start, terms)))
+
+    def _first_buffers(self, start: ModelState, terms: LocalTerms) -> Tensor:
+        """Return the buffers that the client begins with, `[Q]`."""
+        return start.buffers if terms.start_buffers is None else terms.start_buffers[0]
 
     # Steps -------------------------------------------------------------------------------------
 

@@ -196,6 +196,8 @@ def encode_evaluation(
     arrays: ArrayRecord,
     extra: ConfigRecord,
     split: str = "validation",
+    state: RowFile | None = None,
+    rows: Sequence[int] = (),
 ) -> RecordDict:
     """Return the content of a message that asks for an evaluation on clients' data.
 
@@ -205,10 +207,15 @@ def encode_evaluation(
         arrays: the model's arrays by name.
         extra: what else every message holds.
         split: `validation` or `train`.
+        state: file of client state, where clients keep a part of the model.
+        rows: of the clients in it.
     """
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
     config["split"] = split
+    if state is not None:
+        config["state-path"] = state.path
+        config["state-read"] = list(rows)
     config["clients"] = list(clients)
     return RecordDict({"arrays": arrays, "config": config})
 

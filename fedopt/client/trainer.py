@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedopt.client.algorithm import (
+    BUFFERS,
     PARAMETERS,
     THRESHOLD,
     ClientUpdate,
@@ -258,7 +259,7 @@ class Trainer:
             lr_scale: factor of all learning rates, > 0.
         """
         self._lr_scale = lr_scale
-        broadcast = {PARAMETERS: start.parameters, **broadcast}
+        broadcast = {PARAMETERS: start.parameters, BUFFERS: start.buffers, **broadcast}
         tree = SumTree(blocks_of_round)
         outcome = TrainingOutcome(tree.roots)
         for block in blocks:
@@ -426,6 +427,7 @@ class Trainer:
         is_first = not sums.count
         good: list[int] = []
         good_weights: list[float] = []
+        buffers = result.buffers if update.buffers is None else update.buffers
         sound = result.buffers.isfinite().all(-1).tolist()
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
             # A client that skipped all of its steps has no loss to tell.
@@ -455,12 +457,12 @@ class Trainer:
             factors = weights if is_weighted(name) else torch.ones_like(weights)
             add_weighted(total, factors, term, self._scratch, is_first=is_first)
         if len(sums.buffers):
-            sums.buffers += weights @ result.buffers[good]
+            sums.buffers += weights @ buffers[good]
         if collected(self.algorithm):
             clients = [plans[i].client for i in good]
             # An engine uses the memory of its result again.
             change = update.terms["delta"][good].cpu()
-            outcome.changes.append(Changes(clients, good_weights, change, result.buffers[good]))
+            outcome.changes.append(Changes(clients, good_weights, change, buffers[good]))
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)

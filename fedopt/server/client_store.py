@@ -59,7 +59,7 @@ class ClientStateStore:
         """
         self._free.extend(self._pending.values())
         self._pending = {client: self._take() for client in clients}
-        return [self._index.get(c, -1) for c in clients], list(self._pending.values())
+        return self.rows(clients), list(self._pending.values())
 
     def commit(self, accepted: Iterable[int]) -> None:
         """Accept the new rows of some clients of the round; the others keep their old ones."""
@@ -92,6 +92,10 @@ class ClientStateStore:
         """Return a client's committed state, `[P]` or scalars; zeros where it never trained."""
         rows = self.file.read([self._index.get(client, -1)])
         return {name: value[0] for name, value in rows.items()}
+
+    def rows(self, clients: Sequence[int]) -> list[int]:
+        """Return the rows of some clients' committed state, -1 where there is none."""
+        return [self._index.get(client, -1) for client in clients]
 
     def clients(self) -> list[int]:
         """Return the clients that have a committed state, ascending."""

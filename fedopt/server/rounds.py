@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fedopt.client.algorithm import is_weighted
+from fedopt.client.personal import PersonalPart
 from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
 from fedopt.optim.kronecker import KroneckerModel
@@ -56,6 +57,7 @@ class Federation:
         kronecker: the layers with Kronecker factors, where the clients' optimizer has them.
         shared_threshold: whether the clients share a threshold of self-paced learning.
         client_curriculum: which clients may be sampled by when, or None for all.
+        personal: what stays with the clients of a personalised strategy, or None.
         server_rule: the server's optimizer, or None for the strategy's own step.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
@@ -79,6 +81,7 @@ class Federation:
     kronecker: KroneckerModel | None = None
     shared_threshold: bool = False
     client_curriculum: ClientCurriculum | None = None
+    personal: PersonalPart | None = None
     server_rule: ServerRule | None = None
     plateau: Plateau | None = None
     lr: float = 1.0

@@ -22,7 +22,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedopt.client.algorithm import (
     OPTIMIZER,
@@ -39,9 +39,11 @@ from fedopt.client.messages import (
     encode_request,
 )
 from fedopt.client.optimizer_state import with_optimizer_state
+from fedopt.client.personal import PersonalPart, with_personal
 from fedopt.client.plan import happening_steps
 from fedopt.client.recipe import Recipe
 from fedopt.client.shared_threshold import with_shared_threshold
+from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree
 from fedopt.client.trainer import Block, Reports, Status
 from fedopt.errors import ClientError, ConfigError, DivergenceError, NotFiniteError, RunError
@@ -91,6 +93,12 @@ class FederatedStrategy(Strategy):
     takes_server_optimizer: ClassVar[bool] = True
     """Whether the server's step may be an optimizer's, along `mean_update`."""
 
+    sends_personal: ClassVar[bool] = False
+    """Whether what stays with a client is sent as well: a model beside its personal one."""
+
+    trainings: ClassVar[int] = 1
+    """How often a client trains in a round."""
+
     vector_sizes: ClassVar[Mapping[str, int]] = {}
     """Length of the terms, broadcasts and state fields that are not P long, by name."""
 
@@ -105,7 +113,9 @@ class FederatedStrategy(Strategy):
         self.options: Any = options
         self.federation = federation
         algorithm = with_optimizer_state(
-            self.local(options), federation.optimizer_state, federation.optimizer_slots
+            self.client_side(options, self._personal_part()),
+            federation.optimizer_state,
+            federation.optimizer_slots,
         )
         self.algorithm = with_shared_threshold(algorithm, federation.shared_threshold)
         self.sampler = UniformSampler(federation.sizes, federation.seed)
@@ -143,6 +153,34 @@ class FederatedStrategy(Strategy):
     def local(cls, options: Any) -> LocalAlgorithm:
         """Return the client's side of the algorithm; here, plain local training."""
         return PlainLocal()
+
+    @classmethod
+    def personal(cls, options: Any, model: nn.Module) -> PersonalPart | None:
+        """Return what stays with the clients between rounds; here, nothing.
+
+        Raises:
+            ConfigError: the model has no such part.
+        """
+        return None
+
+    @classmethod
+    def client_side(cls, options: Any, part: PersonalPart | None) -> LocalAlgorithm:
+        """Return the client's side with what stays with a client."""
+        return with_personal(cls.local(options), part)
+
+    def _personal_part(self) -> PersonalPart | None:
+        """Return the federation's personal part.
+
+        Raises:
+            ConfigError: the strategy needs one.
+        """
+        part = self.federation.personal
+        if part is None and type(self).personal.__func__ is not FederatedStrategy.personal.__func__:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"missing; {type(self).__name__} needs what its personal(options, model) returns",
+                key="federation.personal",
+            )
+        return part
 
     @classmethod
     def resolved(cls, options: Any, lr: float) -> Any:
@@ -300,7 +338,8 @@ class FederatedStrategy(Strategy):
         if not count or not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
         clients = self.sampler.sample(server_round, count, "validation")
-        return _questions(server_round, clients, arrays, config, grid, "validation")
+        store = self.store if federation.personal is not None else None
+        return _questions(server_round, clients, arrays, config, grid, "validation", store)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -326,10 +365,15 @@ class FederatedStrategy(Strategy):
         returned = sum(sizes.get(name, layout.size) for name in self.algorithm.terms)
         if collected(self.algorithm):
             returned += layout.size
-        return (
-            layout.nbytes + sent * itemsize,
-            layout.nbytes + (returned - layout.size) * itemsize,
-        )
+        down = layout.nbytes + sent * itemsize
+        up = layout.nbytes + (returned - layout.size) * itemsize
+        part = self.federation.personal
+        if part is not None and not self.sends_personal:
+            held = part.buffer_nbytes(layout)
+            whole = sum(sizes.get(n, layout.size) == layout.size for n in self.algorithm.terms)
+            own = len(part.parameters) * itemsize
+            down, up = down - own - held, up - whole * own - held
+        return down, up
 
     def summary(self) -> None:
         """Log the strategy, its options and the federation."""
@@ -589,13 +633,17 @@ def _questions(
     config: ConfigRecord,
     grid: Grid,
     split: str,
+    store: ClientStateStore | None = None,
 ) -> list[Message]:
-    """Return messages that ask for the model's loss on a split of some clients' data."""
+    """Return messages that ask for the model's loss on a split of some clients' data.
+
+    With a store, clients use what they keep of the model.
+    """
     nodes = sorted(grid.get_node_ids())
     shares = [clients[i :: len(nodes)].tolist() for i in range(len(nodes))]
     return [
         Message(
-            encode_evaluation(round, share, arrays, config, split),
+            encode_evaluation(round, share, arrays, config, split, *_kept_rows(store, share)),
             dst_node_id=node,
             message_type=MessageType.EVALUATE,
             group_id=str(round),
@@ -603,6 +651,13 @@ def _questions(
         for node, share in zip(nodes, shares, strict=True)
         if share
     ]
+
+
+def _kept_rows(
+    store: ClientStateStore | None, clients: Sequence[int]
+) -> tuple[RowFile | None, list[int]]:
+    """Return the file of client state, and the rows of some clients."""
+    return (None, []) if store is None else (store.file, store.rows(clients))
 
 
 def _answers(replies: Iterable[Message]) -> list[tuple[int, int, float, float]]:

@@ -1,0 +1,22 @@
+"""Training without federation, as a reference: one model on all clients' data together.
+
+One client holds everything (`fedopt.server.pooled`). By default it takes as many steps a round as
+the configured cohort takes together, so that a round costs as many gradients as one of the
+federation.
+"""
+
+from __future__ import annotations
+
+from fedopt.models.layout import ParameterLayout
+from fedopt.server.catalogue import CentralisedOptions
+from fedopt.server.strategy import FederatedStrategy
+
+
+class Centralised(FederatedStrategy):
+    """One model on all data; nothing is sent."""
+
+    options_type = CentralisedOptions
+
+    def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
+        """Return nothing: the data are where the model is."""
+        return 0, 0
