@@ -22,6 +22,7 @@ from fedopt.errors import ConfigError, did_you_mean
 from fedopt.registry import Options, get, import_object
 from fedopt.schema import (
     CheckpointTable,
+    ClipTable,
     CurriculumTable,
     EngineTable,
     EvaluationTable,
@@ -29,6 +30,7 @@ from fedopt.schema import (
     LocalSwaTable,
     LocalTable,
     PacedTable,
+    PrivacyTable,
     RunTable,
     SamTable,
     SearchTable,
@@ -61,8 +63,14 @@ CHOICES: dict[str, str] = {
     "local.optimizer": "optimizers",
     "local.schedule": "schedules",
     "server.optimizer": "server_optimizers",
+    "uplink.compression": "codecs",
+    "downlink.compression": "codecs",
+    "attack": "attacks",
 }
 """Dotted key of a table with a name -> the registry's kind."""
+
+OPEN = ("model", "local.optimizer", "server.optimizer", "uplink.compression", "attack")
+"""Tables whose name may be a `"package.module:object"` of the user's, with any options."""
 
 DEFAULT_NAMES: dict[str, str] = {
     "data": "digits",
@@ -72,6 +80,9 @@ DEFAULT_NAMES: dict[str, str] = {
     "local.optimizer": "sgd",
     "local.schedule": "constant",
     "server.optimizer": "none",
+    "uplink.compression": "none",
+    "downlink.compression": "none",
+    "attack": "none",
 }
 
 
@@ -95,6 +106,13 @@ class Config:
     server_optimizer: Choice = field(default_factory=lambda: default_choice("server.optimizer"))
     server_swa: ServerSwaTable = field(default_factory=ServerSwaTable)
     server_curriculum: ServerCurriculumTable = field(default_factory=ServerCurriculumTable)
+    clip: ClipTable = field(default_factory=ClipTable)
+    privacy: PrivacyTable = field(default_factory=PrivacyTable)
+    uplink_compression: Choice = field(default_factory=lambda: default_choice("uplink.compression"))
+    downlink_compression: Choice = field(
+        default_factory=lambda: default_choice("downlink.compression")
+    )
+    attack: Choice = field(default_factory=lambda: default_choice("attack"))
     search: SearchTable = field(default_factory=SearchTable)
     system: SystemTable = field(default_factory=SystemTable)
     engine: EngineTable = field(default_factory=EngineTable)
@@ -110,6 +128,8 @@ class Config:
         "local.self_paced": SelfPacedTable,
         "server.swa": ServerSwaTable,
         "server.curriculum": ServerCurriculumTable,
+        "uplink.clip": ClipTable,
+        "uplink.privacy": PrivacyTable,
         "search": SearchTable,
         "system": SystemTable,
         "engine": EngineTable,
@@ -159,7 +179,7 @@ class Config:
 
 def field_name(key: str) -> str:
     """Return the field of `Config` that holds a table: `local.sam` is `sam`."""
-    shared = key.endswith((".swa", ".curriculum")) or key == "server.optimizer"
+    shared = key.endswith((".swa", ".curriculum", ".compression")) or key == "server.optimizer"
     return key.replace(".", "_") if shared else key.rpartition(".")[2]
 
 
@@ -426,7 +446,7 @@ def _choice(key: str, value: Any) -> Choice:
         name = DEFAULT_NAMES[key]
     if not isinstance(name, str):
         raise ConfigError(f"expected a name, got {name!r}.", key=f"{key}.name")
-    if key in ("model", "local.optimizer", "server.optimizer") and ":" in name:
+    if key in OPEN and ":" in name:
         from fedopt.models.catalogue import FreeOptions
 
         return Choice(name, FreeOptions.model_validate(options))

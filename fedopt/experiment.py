@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedopt.channels import check_channel, make_channel, make_hostility, make_privacy, sent_part
 from fedopt.client.algorithm import THRESHOLD, LocalAlgorithm, needs_start_loss
+from fedopt.client.attacks import Hostility
+from fedopt.client.channel import Channel, SentPart, with_channel
 from fedopt.client.curvature import Taps, hessian_kind, kronecker_model, vector_sizes
 from fedopt.client.engines import EngineChoice, build_engine, choose_engine
 from fedopt.client.losses import Loss
@@ -46,6 +49,7 @@ from fedopt.selection import Selecting
 from fedopt.server.blocks import client_cost, default_block_size
 from fedopt.server.catalogue import CentralisedOptions
 from fedopt.server.pooled import PooledPopulation
+from fedopt.server.privacy import Privacy
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
@@ -191,6 +195,7 @@ class Experiment:
             vector_sizes=self.vector_sizes,
             selector=self.selecting.selector(device),
             scorer=scorer,
+            hostility=self.hostility,
         )
 
     @cached_property
@@ -209,6 +214,7 @@ class Experiment:
         rule, layers, part = self.recipe.kronecker, self.kronecker, self.personal
         sizes = {THRESHOLD: 1, **load_strategy(self.config.strategy.name).vector_sizes}
         sizes |= {} if part is None else part.sizes
+        sizes |= {} if self.channel is None else self.channel.sizes
         if rule is None or layers is None:
             return sizes
         layout = ParameterLayout.of(self.build_model())
@@ -223,6 +229,41 @@ class Experiment:
         """
         strategy = load_strategy(self.config.strategy.name)
         return strategy.personal(self.config.strategy.options, self.build_model())
+
+    @cached_property
+    def channel(self) -> Channel | None:
+        """What happens to what server and clients send each other.
+
+        Raises:
+            ConfigError: a codec cannot be made.
+        """
+        return make_channel(self.config, self._sent_part, self.privacy)
+
+    @cached_property
+    def privacy(self) -> Privacy | None:
+        """What is known of the rounds' privacy, where the channel adds noise.
+
+        Raises:
+            ConfigError: noise without clipping, or without an accountant.
+        """
+        clients = int(np.count_nonzero(self.population.sizes))
+        return make_privacy(self.config, clients, self.cohort_size())
+
+    @cached_property
+    def hostility(self) -> Hostility | None:
+        """Which clients are hostile, and what they do.
+
+        Raises:
+            ConfigError: the attack cannot be made.
+        """
+        population = self.population
+        return make_hostility(self.config, self._sent_part, population.sizes, population.classes)
+
+    @cached_property
+    def _sent_part(self) -> SentPart:
+        """Which scalars of a vector as long as the model are sent."""
+        layout = ParameterLayout.of(self.build_model())
+        return sent_part(layout, self.personal, load_strategy(self.config.strategy.name))
 
     @cached_property
     def selecting(self) -> Selecting:
@@ -279,7 +320,8 @@ class Experiment:
         algorithm = strategy.client_side(options, self.personal)
         recipe, pace = self.recipe, self.selecting.pace
         algorithm = with_optimizer_state(algorithm, recipe.optimizer_state, recipe.rule.slots)
-        return with_shared_threshold(algorithm, pace is not None and pace.shared)
+        algorithm = with_shared_threshold(algorithm, pace is not None and pace.shared)
+        return with_channel(algorithm, self.channel, self.vector_sizes)
 
     def cohort_size(self) -> int:
         """Return the number of clients sampled a round."""
@@ -318,6 +360,7 @@ class Experiment:
         strategy.check(self.config.strategy.options, self.recipe)
         self._check_server_optimizer(strategy)
         self._check_personal()
+        self._check_channel(strategy)
         self.rates()
         metric = getattr(self.config.schedule.options, "metric", "")
         if metric.endswith("accuracy") and self.population.classes is None:
@@ -351,6 +394,22 @@ class Experiment:
                     key="evaluation.validation_clients",
                 )
             log.warning("evaluation.validation_clients is %s: test columns show the server's", says)
+
+    def _check_channel(self, strategy: type[FederatedStrategy]) -> None:
+        """Check what happens to updates on their way, and hostile clients."""
+        layout = ParameterLayout.of(self.build_model())
+        classes = self.population.classes
+        check_channel(self.config, strategy, self.local_algorithm(), layout, classes)
+        privacy, clients = self.privacy, int(np.count_nonzero(self.population.sizes))
+        if privacy is not None and privacy.delta >= 1 / clients:
+            log.warning(
+                "uplink.privacy.delta is %g, not below 1 / %d clients: with that probability a "
+                "guarantee may fail that is to hold for each of them",
+                privacy.delta,
+                clients,
+            )
+        if privacy is not None and privacy.is_poisson and self.cohort_size() < clients:
+            log.info("cohorts are of %d clients in expectation", self.cohort_size())
 
     def _check_server_optimizer(self, strategy: type[FederatedStrategy]) -> None:
         """Check that a server optimizer goes with the strategy."""

@@ -227,6 +227,13 @@ class Recorder:
         columns = dict(vars(reports))
         columns["status"] = [Status(status).name.lower() for status in reports.status]
         columns["round"] = [record.round] * len(reports.client)
+        down, up = record.client_nbytes
+        trained = (Status.TRAINED, Status.PARTIAL)
+        columns["bytes_up"] = [up if status in trained else 0 for status in reports.status]
+        columns["bytes_down"] = [down] * len(reports.client)
+        hostility = experiment.hostility
+        hostile = set() if hostility is None else set(hostility.among(reports.client))
+        columns["hostile"] = [int(place in hostile) for place in range(len(reports.client))]
         self.writer.add_clients(columns)
         row = {
             "round": record.round,
@@ -241,6 +248,8 @@ class Recorder:
             "skipped_steps": sum(reports.skipped_steps),
             "available_share": _mean_of_known(reports.available_share),
             "selected_share": _mean_of_known(reports.selected_share),
+            "clip_norm": record.clip_norm,
+            "epsilon": record.epsilon,
             "bytes_up": int(totals["bytes_up"]),
             "bytes_down": int(totals["bytes_down"]),
             "wall_seconds": totals["wall_seconds"],
@@ -296,6 +305,10 @@ class Recorder:
             }
         if self._architecture is not None:
             facts["architecture"] = self._architecture.facts()
+        if self.experiment.privacy is not None:
+            facts["privacy"] = self.experiment.privacy.facts(last)
+        if self.experiment.hostility is not None:
+            facts["hostile_clients"] = len(self.experiment.hostility.clients)
         averaged: dict[str, Tensor] | None = None
         if self._average is not None and self._averaged_state is not None:
             averaged = self.strategy.layout.named(self._averaged_state)
@@ -461,6 +474,9 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         if paced.is_on
         else None,
         personal=experiment.personal,
+        channel=experiment.channel,
+        privacy=experiment.privacy,
+        hostility=experiment.hostility,
         server_rule=server_rule(config),
         plateau=make_plateau(config),
         lr=base_lr(config),

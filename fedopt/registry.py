@@ -27,6 +27,8 @@ KINDS: dict[str, str] = {
     "partitions": "partition.name",
     "models": "model.name",
     "losses": "local.loss",
+    "codecs": "uplink.compression.name",
+    "attacks": "attack.name",
     "engines": "engine.name",
 }
 """Kind of entry -> the configuration key that names one of it."""
@@ -147,5 +149,6 @@ def _import_hint(module_name: str) -> str:
 
 def fill() -> None:
     """Register everything that comes with fedopt (idempotent)."""
-    for package in ("data", "models", "optim", "schedules", "server", "client", "simulation"):
+    inner = ("data", "models", "optim", "schedules", "compression")
+    for package in (*inner, "server", "client", "simulation"):
         importlib.import_module(f"fedopt.{package}.catalogue")

@@ -399,6 +399,67 @@ class ServerSwaTable(Table):
         return start if isinstance(start, int) else int(start * rounds) + self.every
 
 
+class ClipTable(Table):
+    """Clipping of each client's update before it is summed."""
+
+    norm: float | None = Field(
+        None,
+        gt=0,
+        description="longest that a client's update may be, > 0 (default: off); with a quantile, "
+        "that of the first round",
+    )
+    quantile: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="the norm follows this quantile of the clients' norms, in [0, 1] (Andrew et "
+        "al. 2021; default: the norm stays)",
+    )
+    lr: float = Field(0.2, gt=0, description="learning rate of a norm that follows a quantile, > 0")
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> ClipTable:
+        if self.quantile is not None and self.norm is None:
+            raise ValueError("norm: a quantile needs the norm of the first round, > 0")
+        return self
+
+
+class PrivacyTable(Table):
+    """Differential privacy of the server's models, for each client."""
+
+    noise_multiplier: float = Field(
+        0.0,
+        ge=0,
+        description="standard deviation of the Gaussian noise in a round's sum of updates, in "
+        "clipping norms, >= 0 (0: off); epsilon is in rounds.csv",
+    )
+    delta: float = Field(
+        1e-5,
+        gt=0,
+        lt=1,
+        description="probability with which the guarantee may fail, in (0, 1); should be far "
+        "below 1 / clients",
+    )
+    sampling: Literal["poisson", "fixed"] = Field(
+        "poisson",
+        description="poisson: each client is in a cohort independently, so that clients_per_round "
+        "is the expectation; fixed: cohorts of that size, with the larger epsilon of replacing a "
+        "client",
+    )
+    count_noise: float | None = Field(
+        None,
+        gt=0,
+        description="standard deviation of the noise on the number of clients below an adaptive "
+        "norm, > noise_multiplier / 2 (default: clients_per_round / 20, or noise_multiplier where "
+        "that is more)",
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether noise is added."""
+        return self.noise_multiplier > 0
+
+
 class SystemTable(Table):
     """Heterogeneity of the devices."""
 

@@ -183,6 +183,18 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Mean over the clients of the share of their steps' examples with a weight > 0; empty "
         "without self-paced learning.",
     ),
+    Column(
+        "clip_norm",
+        "real",
+        "1",
+        "Norm to which updates were clipped in the round; empty without clipping.",
+    ),
+    Column(
+        "epsilon",
+        "real",
+        "1",
+        "What the rounds so far cost in differential privacy; empty without noise.",
+    ),
     Column("bytes_up", "integer", "bytes", "Sent from clients to the server.", cumulative=True),
     Column("bytes_down", "integer", "bytes", "Sent from the server to clients.", cumulative=True),
     Column(
@@ -260,6 +272,9 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
         "fraction",
         "Share of the steps' examples with a weight > 0 in self-paced learning.",
     ),
+    Column("bytes_up", "integer", "bytes", "Sent from the client to the server in the round."),
+    Column("bytes_down", "integer", "bytes", "Sent from the server to the client in the round."),
+    Column("hostile", "integer", "1", "1 where the client is one of an attack's, else 0."),
 )
 """Columns of `clients.csv`, in order: one row per client and round."""
 

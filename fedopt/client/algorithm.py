@@ -6,11 +6,14 @@ All tensors here carry the group as their first axis: `[G, P]` with G clients an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
+
+from fedopt.seeds import torch_generator
 
 Vectors = Mapping[str, Tensor]
 
@@ -166,7 +169,7 @@ class LocalAlgorithm(Protocol):
 
     The vectors of `broadcast` include x and the server's buffers, as `PARAMETERS` and `BUFFERS`.
     What only some algorithms declare is read by the functions below: `state_scalars`, `collected`,
-    `needs_start_loss`, `second`.
+    `needs_start_loss`, `second`, `send`.
     """
 
     @property
@@ -211,6 +214,90 @@ def second_training(
     second = getattr(algorithm, "second", None)
     terms: LocalTerms | None = None if second is None else second(broadcast, state)
     return terms
+
+
+@dataclass(frozen=True)
+class Senders:
+    """A group of clients that is about to send its updates.
+
+    Args:
+        seed: the run's seed.
+        round: communication round, from 1.
+        clients: ids, one a row of the update.
+        cohort: clients sampled in the round, >= 1.
+    """
+
+    seed: int
+    round: int
+    clients: Sequence[int]
+    cohort: int
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Return each client's own generator for a purpose, on the CPU."""
+        return [torch_generator(self.seed, purpose, self.round, c) for c in self.clients]
+
+
+def sent(
+    algorithm: LocalAlgorithm,
+    update: ClientUpdate,
+    broadcast: Vectors,
+    state: Vectors,
+    senders: Senders,
+) -> ClientUpdate:
+    """Return what arrives of a group's update: as it is, unless the algorithm says otherwise."""
+    send = getattr(algorithm, "send", None)
+    if send is None:
+        return update
+    arrived: ClientUpdate = send(update, broadcast, state, senders)
+    return arrived
+
+
+@dataclass(frozen=True)
+class WrappedAlgorithm:
+    """Another algorithm's client side, of which subclasses change some part.
+
+    Args:
+        inner: that algorithm.
+    """
+
+    inner: LocalAlgorithm
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The algorithm's terms."""
+        return self.inner.terms
+
+    @property
+    def state_fields(self) -> tuple[str, ...]:
+        """The algorithm's fields."""
+        return self.inner.state_fields
+
+    @property
+    def state_scalars(self) -> tuple[str, ...]:
+        """The algorithm's numbers."""
+        return state_scalars(self.inner)
+
+    @property
+    def collected(self) -> bool:
+        """Whether the server needs each client's change."""
+        return collected(self.inner)
+
+    @property
+    def needs_start_loss(self) -> bool:
+        """Whether a client is to measure the loss at x."""
+        return needs_start_loss(self.inner)
+
+    def begin(self, broadcast: Vectors, state: Vectors) -> LocalTerms:
+        """Return the algorithm's objective terms."""
+        return self.inner.begin(broadcast, state)
+
+    def second(self, broadcast: Vectors, state: Vectors) -> LocalTerms | None:
+        """Return the objective terms of the algorithm's second training, where there is one."""
+        return second_training(self.inner, broadcast, state)
+
+    def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
+        """Return the algorithm's update."""
+        return self.inner.finish(result, broadcast, state)
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Node:
             rows,
             request.blocks_of_round,
             request.lr_scale,
+            request.cohort,
         )
         return Message(encode_outcome(outcome), reply_to=message)
 

@@ -36,6 +36,7 @@ class TrainRequest:
         lr_scale: factor of the clients' learning rates.
         experiment: the run's configuration as JSON, for nodes that were not given it.
         blocks_of_round: all blocks of the round, on this node and on others.
+        cohort: clients of the round, on this node and on others.
     """
 
     round: int
@@ -46,6 +47,7 @@ class TrainRequest:
     lr_scale: float
     experiment: str | None
     blocks_of_round: int
+    cohort: int
 
 
 def encode_request(
@@ -57,12 +59,14 @@ def encode_request(
     lr_scale: float,
     extra: ConfigRecord,
     blocks_of_round: int,
+    cohort: int,
 ) -> RecordDict:
-    """Return the content of a train message."""
+    """Return the content of a train message; the arguments are those of `TrainRequest`."""
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
     config["lr-scale"] = lr_scale
     config["blocks-of-round"] = blocks_of_round
+    config["cohort"] = cohort
     config["block-ids"] = [block.id for block in blocks]
     config["block-sizes"] = [len(block.clients) for block in blocks]
     config["clients"] = [c for block in blocks for c in block.clients]
@@ -98,6 +102,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         lr_scale=number(config, "lr-scale"),
         experiment=text(config, "experiment"),
         blocks_of_round=integer(config, "blocks-of-round"),
+        cohort=integer(config, "cohort"),
     )
 
 

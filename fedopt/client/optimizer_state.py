@@ -17,6 +17,7 @@ from fedopt.client.algorithm import (
     LocalResult,
     LocalTerms,
     Vectors,
+    WrappedAlgorithm,
     state_scalars,
 )
 
@@ -43,7 +44,7 @@ def with_optimizer_state(
 
 
 @dataclass(frozen=True)
-class _Wrapped:
+class _WithSlots(WrappedAlgorithm):
     """A strategy's client side, of which subclasses change what the optimizer's state needs.
 
     Args:
@@ -51,23 +52,7 @@ class _Wrapped:
         slots: names of the optimizer's vectors.
     """
 
-    inner: LocalAlgorithm
     slots: tuple[str, ...]
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The strategy's terms."""
-        return self.inner.terms
-
-    @property
-    def state_fields(self) -> tuple[str, ...]:
-        """The strategy's fields."""
-        return self.inner.state_fields
-
-    @property
-    def state_scalars(self) -> tuple[str, ...]:
-        """The strategy's numbers."""
-        return state_scalars(self.inner)
 
     @property
     def vectors(self) -> tuple[str, ...]:
@@ -75,7 +60,7 @@ class _Wrapped:
         return tuple(OPTIMIZER + slot for slot in self.slots)
 
 
-class KeptState(_Wrapped):
+class KeptState(_WithSlots):
     """Each client goes on with the optimizer's state of its own last round."""
 
     @property
@@ -99,10 +84,10 @@ class KeptState(_Wrapped):
         update = self.inner.finish(result, broadcast, state)
         kept = dict(update.state) | _slots(result)
         assert result.optimizer_steps is not None
-        return ClientUpdate(update.terms, kept | {STEPS: result.optimizer_steps})
+        return replace(update, state=kept | {STEPS: result.optimizer_steps})
 
 
-class AveragedState(_Wrapped):
+class AveragedState(_WithSlots):
     """All clients go on with the weighted mean of the last cohort's optimizer states."""
 
     @property
@@ -120,7 +105,7 @@ class AveragedState(_Wrapped):
     def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
         """Return the strategy's update with the optimizer's state as further terms."""
         update = self.inner.finish(result, broadcast, state)
-        return ClientUpdate(dict(update.terms) | _slots(result), update.state)
+        return replace(update, terms=dict(update.terms) | _slots(result))
 
 
 def _slots(result: LocalResult) -> dict[str, Tensor]:

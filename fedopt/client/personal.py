@@ -23,6 +23,7 @@ from fedopt.client.algorithm import (
     LocalTerms,
     Phases,
     Vectors,
+    WrappedAlgorithm,
     state_scalars,
 )
 from fedopt.models.layout import ModelState, ParameterLayout
@@ -150,7 +151,7 @@ def with_personal(algorithm: LocalAlgorithm, part: PersonalPart | None) -> Local
 
 
 @dataclass(frozen=True)
-class PersonalLocal:
+class PersonalLocal(WrappedAlgorithm):
     """A strategy's client side whose clients keep a part of the model.
 
     Args:
@@ -158,13 +159,7 @@ class PersonalLocal:
         part: what they keep.
     """
 
-    inner: LocalAlgorithm
     part: PersonalPart
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The strategy's terms."""
-        return self.inner.terms
 
     @property
     def state_fields(self) -> tuple[str, ...]:

@@ -26,12 +26,15 @@ from fedopt.client.algorithm import (
     LocalAlgorithm,
     LocalResult,
     LocalTerms,
+    Senders,
     Vectors,
     collected,
     is_weighted,
     needs_start_loss,
     second_training,
+    sent,
 )
+from fedopt.client.attacks import Hostility
 from fedopt.client.curriculum import Selected, Selector
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
@@ -179,7 +182,7 @@ class TrainingOutcome:
         sums: in the order of the blocks.
         reports: one entry a client.
         failures: why clients failed.
-        changes: each client's change, where the algorithm collects them.
+        changes: each client's change, where the algorithm collects them or clients collude.
     """
 
     sums: list[BlockSums]
@@ -207,6 +210,7 @@ class Trainer:
         vector_sizes: length of the terms and state fields that are not P long, by name.
         selector: selects the examples of the clients' steps, or None.
         scorer: measures losses at the server's model, where the algorithm wants them.
+        hostility: which clients are hostile and what they do, or None.
     """
 
     def __init__(
@@ -222,6 +226,7 @@ class Trainer:
         vector_sizes: Mapping[str, int] | None = None,
         selector: Selector | None = None,
         scorer: ExampleScorer | None = None,
+        hostility: Hostility | None = None,
     ) -> None:
         self.population = population
         self.engine = engine
@@ -234,6 +239,8 @@ class Trainer:
         self._vector_sizes = dict(vector_sizes or {})
         self._selector = selector
         self._scorer = scorer
+        self._hostility = hostility
+        self._cohort = 1
         self._lr_scale = 1.0
         self._scratch = Scratch()
 
@@ -246,6 +253,7 @@ class Trainer:
         rows: RowFile | None,
         blocks_of_round: int,
         lr_scale: float = 1.0,
+        cohort: int | None = None,
     ) -> TrainingOutcome:
         """Train the clients of some blocks.
 
@@ -257,8 +265,10 @@ class Trainer:
             rows: file of client state, where the algorithm keeps any.
             blocks_of_round: all blocks of the round, here and elsewhere.
             lr_scale: factor of all learning rates, > 0.
+            cohort: clients of the round, here and elsewhere; None for those of the blocks.
         """
         self._lr_scale = lr_scale
+        self._cohort = cohort or sum(len(block.clients) for block in blocks)
         broadcast = {PARAMETERS: start.parameters, BUFFERS: start.buffers, **broadcast}
         tree = SumTree(blocks_of_round)
         outcome = TrainingOutcome(tree.roots)
@@ -330,7 +340,7 @@ class Trainer:
             return
         try:
             state = self._read(rows, block, kept)
-            examples = self.population.train_many([plan.client for plan in plans])
+            examples = self._examples(plans)
             terms = self.algorithm.begin(broadcast, state)
             selected = None
             if self._selector is not None:
@@ -339,6 +349,7 @@ class Trainer:
             result = self.engine.train(start, round, plans, examples, terms)
             result = self._more(result, start, round, plans, examples, broadcast, state)
             update = self.algorithm.finish(result, broadcast, state)
+            update = self._sent(update, round, plans, broadcast, state)
             if selected is not None and THRESHOLD in self.algorithm.terms:
                 assert selected.quantiles is not None
                 own = {THRESHOLD: selected.quantiles.to(result.delta).unsqueeze(1)}
@@ -356,6 +367,29 @@ class Trainer:
             return
         shares = None if selected is None else selected.available
         self._add(plans, kept, block, result, update, rows, sums, outcome, shares)
+
+    def _examples(self, plans: Sequence[ClientPlan]) -> Examples:
+        """Return the examples of a group, as its clients see them."""
+        clients = [plan.client for plan in plans]
+        examples = self.population.train_many(clients)
+        if self._hostility is None:
+            return examples
+        return self._hostility.examples(examples, clients, [plan.examples for plan in plans])
+
+    def _sent(
+        self,
+        update: ClientUpdate,
+        round: int,
+        plans: Sequence[ClientPlan],
+        broadcast: Vectors,
+        state: Vectors,
+    ) -> ClientUpdate:
+        """Return what arrives of a group's update."""
+        clients = [plan.client for plan in plans]
+        senders = Senders(self._seed, round, clients, self._cohort)
+        if self._hostility is not None:
+            update = self._hostility.update(update, self.engine.layout.size, senders)
+        return sent(self.algorithm, update, broadcast, state, senders)
 
     def _read(self, rows: RowFile | None, block: Block, kept: Sequence[int]) -> Vectors:
         """Return the state of the clients at some places of a block, on the training device."""
@@ -386,6 +420,13 @@ class Trainer:
             personal = self.engine.train(start, round, plans, examples, terms)
             result = replace(result, personal=personal)
         return result
+
+    def _colluding(self, clients: Sequence[int]) -> list[int]:
+        """Return the places of the clients that send what they make of their updates together."""
+        hostility = self._hostility
+        if hostility is None or not hostility.attack.colludes:
+            return []
+        return hostility.among(clients)
 
     def _select(
         self,
@@ -452,17 +493,28 @@ class Trainer:
             return
         everyone = len(good) == len(plans)
         weights = torch.tensor(good_weights, dtype=torch.float64)
+        colluding = self._colluding([plans[i].client for i in good])
         for name, total in sums.terms.items():
             term = update.terms[name] if everyone else update.terms[name][good]
             factors = weights if is_weighted(name) else torch.ones_like(weights)
+            if name == "delta" and colluding:  # what they send instead, the server adds
+                factors = weights.clone()
+                factors[colluding] = 0
             add_weighted(total, factors, term, self._scratch, is_first=is_first)
         if len(sums.buffers):
             sums.buffers += weights @ buffers[good]
-        if collected(self.algorithm):
-            clients = [plans[i].client for i in good]
-            # An engine uses the memory of its result again.
-            change = update.terms["delta"][good].cpu()
-            outcome.changes.append(Changes(clients, good_weights, change, buffers[good]))
+        wanted = list(range(len(good))) if collected(self.algorithm) else colluding
+        if wanted:
+            chosen_ones = [good[i] for i in wanted]
+            outcome.changes.append(
+                Changes(
+                    [plans[i].client for i in chosen_ones],
+                    [good_weights[i] for i in wanted],
+                    # An engine uses the memory of its result again.
+                    update.terms["delta"][chosen_ones].cpu(),
+                    buffers[chosen_ones],
+                )
+            )
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)

@@ -44,6 +44,16 @@ class Codec(Protocol):
         """Whether what is decoded equals the input in expectation."""
         ...
 
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding, whatever the row's values.
+
+        Args:
+            size: P.
+            itemsize: bytes of an element of the row.
+            shapes: as for `compress`.
+        """
+        ...
+
     def compress(
         self, rows: Tensor, generators: Sequence[torch.Generator], shapes: Shapes
     ) -> Compressed:
@@ -93,12 +103,16 @@ class Identity:
         """True."""
         return True
 
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of a row; see `Codec`."""
+        return size * itemsize
+
     def compress(
         self, rows: Tensor, generators: Sequence[torch.Generator], shapes: Shapes
     ) -> Compressed:
         """Return a copy of the rows; see `Codec`."""
         check_group(rows, generators)
-        return Compressed(rows.clone(), equal_bytes(rows, rows.shape[1] * rows.itemsize))
+        return Compressed(rows.clone(), equal_bytes(rows, self, shapes))
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
         """Return the row's elements; see `Codec`."""
@@ -106,7 +120,7 @@ class Identity:
 
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the row; see `Codec`."""
-        check_length(data, size * dtype.itemsize)
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         return from_bytes(data, dtype)
 
 
@@ -160,8 +174,9 @@ def check_group(rows: Tensor, generators: Sequence[torch.Generator]) -> None:
         raise ValueError(f"generators must be {rows.shape[0]}, one a row, got {len(generators)}")
 
 
-def equal_bytes(rows: Tensor, nbytes: int) -> Tensor:
-    """Return the same number of bytes for each of a group's clients, int64 `[G]`."""
+def equal_bytes(rows: Tensor, codec: Codec, shapes: Shapes) -> Tensor:
+    """Return the bytes that each of a group's clients sends, int64 `[G]`."""
+    nbytes = codec.nbytes(rows.shape[1], rows.itemsize, shapes)
     return torch.full((rows.shape[0],), nbytes, dtype=torch.int64)
 
 

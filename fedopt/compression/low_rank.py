@@ -66,8 +66,7 @@ class PowerSGD:
             self._assembled(self._parts(row, generator, shapes), shapes)
             for row, generator in zip(rows, generators, strict=True)
         ]
-        nbytes = self._sent_elements(shapes) * rows.itemsize
-        return Compressed(torch.stack(decoded), equal_bytes(rows, nbytes))
+        return Compressed(torch.stack(decoded), equal_bytes(rows, self, shapes))
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
         """Return factors and arrays; see `Codec`."""
@@ -76,7 +75,7 @@ class PowerSGD:
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the factors' products and the arrays; see `Codec`."""
         _check_shapes(shapes, size)
-        check_length(data, self._sent_elements(shapes) * dtype.itemsize)
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         return self._assembled(self._received(data, dtype, shapes), shapes)
 
     def _is_factored(self, shape: tuple[int, ...]) -> bool:
@@ -85,8 +84,10 @@ class PowerSGD:
         n, m = _matrix_shape(shape)
         return self.rank * (n + m) < n * m
 
-    def _sent_elements(self, shapes: Shapes) -> int:
-        return sum(math.prod(part) for shape in shapes for part in self._part_shapes(shape))
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding; see `Codec`."""
+        sent = (math.prod(part) for shape in shapes for part in self._part_shapes(shape))
+        return sum(sent) * itemsize
 
     def _part_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         """Return the shapes of what is sent for an array: of P and Q, or the array's size."""

@@ -67,7 +67,7 @@ class StochasticUniform:
         levels = self._levels(rows, header, generators)
         return Compressed(
             self._decoded(levels, header, rows.dtype),
-            equal_bytes(rows, self._nbytes(rows.shape[1])),
+            equal_bytes(rows, self, shapes),
         )
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
@@ -79,12 +79,13 @@ class StochasticUniform:
 
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the levels' values; see `Codec`."""
-        check_length(data, self._nbytes(size))
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         header = from_bytes(data[:8], torch.float32).unsqueeze(0)
         levels = unpack(data[8:], size, self.bits).to(arithmetic_dtype(dtype))
         return self._decoded(levels.unsqueeze(0), header, dtype)[0]
 
-    def _nbytes(self, size: int) -> int:
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding; see `Codec`."""
         return 8 + packed_bytes(size, self.bits)
 
     def _header(self, rows: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class QSGD:
         header = self._header(rows)
         levels = self._levels(rows, header, generators)
         decoded = self._magnitudes(levels, header).to(rows.dtype).copysign_(rows)
-        return Compressed(decoded, equal_bytes(rows, self._nbytes(rows.shape[1])))
+        return Compressed(decoded, equal_bytes(rows, self, shapes))
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
         """Return norm, signs and levels; see `Codec`."""
@@ -164,7 +165,7 @@ class QSGD:
 
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the levels' values; see `Codec`."""
-        check_length(data, self._nbytes(size))
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         codes = unpack(data[4:], size, 1 + self._level_bits)
         signs = 1 - 2 * (codes >> self._level_bits)
         levels = (codes & (2**self._level_bits - 1)).to(arithmetic_dtype(dtype))
@@ -176,7 +177,8 @@ class QSGD:
     def _level_bits(self) -> int:
         return self.levels.bit_length()
 
-    def _nbytes(self, size: int) -> int:
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding; see `Codec`."""
         return 4 + packed_bytes(size, 1 + self._level_bits)
 
     def _header(self, rows: Tensor) -> Tensor:

@@ -61,8 +61,9 @@ class TopK:
         check_group(rows, generators)
         size = rows.shape[1]
         kept = largest(rows, kept_elements(self.share, size))
-        nbytes = self._nbytes(size, rows.itemsize)
-        return Compressed(torch.where(kept, rows, rows.new_zeros(())), equal_bytes(rows, nbytes))
+        return Compressed(
+            torch.where(kept, rows, rows.new_zeros(())), equal_bytes(rows, self, shapes)
+        )
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
         """Return positions and elements; see `Codec`."""
@@ -76,7 +77,7 @@ class TopK:
 
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the elements at their positions; see `Codec`."""
-        check_length(data, self._nbytes(size, dtype.itemsize))
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         count = kept_elements(self.share, size)
         end = len(data) - count * dtype.itemsize
         if data[:1] == BITMAP:
@@ -91,7 +92,8 @@ class TopK:
         indices = packed_bytes(kept_elements(self.share, size), _index_bits(size))
         return packed_bytes(size, 1) < indices
 
-    def _nbytes(self, size: int, itemsize: int) -> int:
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding; see `Codec`."""
         count = kept_elements(self.share, size)
         positions = min(packed_bytes(count, _index_bits(size)), packed_bytes(size, 1))
         return 1 + positions + count * itemsize
@@ -140,7 +142,7 @@ class RandomK:
         positions = positions.to(rows.device)
         kept = rows.gather(1, positions)
         decoded = torch.zeros_like(rows).scatter_(1, positions, self._scaled(kept, size))
-        return Compressed(decoded, equal_bytes(rows, self._nbytes(size, rows.itemsize)))
+        return Compressed(decoded, equal_bytes(rows, self, shapes))
 
     def encode(self, row: Tensor, generator: torch.Generator, shapes: Shapes) -> bytes:
         """Return seed and elements; see `Codec`."""
@@ -151,7 +153,7 @@ class RandomK:
 
     def decode(self, data: bytes, size: int, dtype: torch.dtype, shapes: Shapes) -> Tensor:
         """Return the elements at the positions drawn again; see `Codec`."""
-        check_length(data, self._nbytes(size, dtype.itemsize))
+        check_length(data, self.nbytes(size, dtype.itemsize, shapes))
         (seed,) = struct.unpack("<q", data[:8])
         kept = from_bytes(data[8:], dtype)
         row = torch.zeros(size, dtype=dtype)
@@ -161,7 +163,8 @@ class RandomK:
     def _scaled(self, kept: Tensor, size: int) -> Tensor:
         return kept * (size / kept.shape[-1]) if self.scaled else kept
 
-    def _nbytes(self, size: int, itemsize: int) -> int:
+    def nbytes(self, size: int, itemsize: int, shapes: Shapes) -> int:
+        """Return the bytes of an encoding; see `Codec`."""
         return 8 + kept_elements(self.share, size) * itemsize
 
 

@@ -120,6 +120,14 @@ class ParameterLayout:
         """Bytes of one vector of parameters on the wire."""
         return self.size * self.dtype.itemsize
 
+    @staticmethod
+    def memory_shape(spec: ArraySpec) -> tuple[int, ...]:
+        """Return the shape of a parameter as it lies in memory: channels last of four axes."""
+        if len(spec.shape) != 4:
+            return spec.shape
+        out, channels, height, width = spec.shape
+        return out, height, width, channels
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the parameters as views into `flat` `[..., P]`, each `[..., *shape]`."""
         return [_shaped(piece, spec.shape) for spec, piece in self._pieces(flat)]

@@ -168,7 +168,7 @@ class RfaOptions(RobustOptions):
 
     iterations: int = Field(10, ge=1, description="the most steps of Weiszfeld's algorithm, >= 1")
     tolerance: float = Field(
-        1e-8, ge=0, description="relative change of the objective at which it stops, >= 0"
+        1e-8, ge=0, description="largest change of a client's weight at which it stops, >= 0"
     )
     smoothing: float = Field(1e-6, gt=0, description="nu: smallest distance that counts, > 0")
 

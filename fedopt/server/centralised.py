@@ -7,6 +7,8 @@ federation.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fedopt.models.layout import ParameterLayout
 from fedopt.server.catalogue import CentralisedOptions
 from fedopt.server.strategy import FederatedStrategy
@@ -16,6 +18,7 @@ class Centralised(FederatedStrategy):
     """One model on all data; nothing is sent."""
 
     options_type = CentralisedOptions
+    exchanges: ClassVar[bool] = False
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
         """Return nothing: the data are where the model is."""

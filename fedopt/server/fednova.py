@@ -68,6 +68,7 @@ class FedNova(FederatedStrategy):
     """
 
     options_type = FedNovaOptions
+    uses_only_sums: ClassVar[bool] = False
 
     @classmethod
     def local(cls, options: FedNovaOptions) -> LocalAlgorithm:

@@ -66,6 +66,7 @@ class MoFedSam(FederatedStrategy):
     """
 
     options_type = MoFedSamOptions
+    uses_only_sums: ClassVar[bool] = False
 
     @property
     def broadcasts(self) -> tuple[str, ...]:

@@ -185,6 +185,7 @@ class LocalOnly(FederatedStrategy):
 
     options_type = LocalOnlyOptions
     takes_server_optimizer: ClassVar[bool] = False
+    exchanges: ClassVar[bool] = False
 
     @classmethod
     def personal(cls, options: LocalOnlyOptions, model: nn.Module) -> PersonalPart:

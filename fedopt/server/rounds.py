@@ -12,6 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from fedopt.client.algorithm import is_weighted
+from fedopt.client.attacks import Hostility
+from fedopt.client.channel import Channel
 from fedopt.client.personal import PersonalPart
 from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
@@ -19,6 +21,7 @@ from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
 from fedopt.server.client_curriculum import ClientCurriculum
 from fedopt.server.optimizer import ServerRule
+from fedopt.server.privacy import Privacy
 from fedopt.server.updates import Updates
 
 
@@ -58,6 +61,9 @@ class Federation:
         shared_threshold: whether the clients share a threshold of self-paced learning.
         client_curriculum: which clients may be sampled by when, or None for all.
         personal: what stays with the clients of a personalised strategy, or None.
+        channel: what happens to what server and clients send each other, or None.
+        privacy: what is known of the rounds' privacy, where the channel adds noise.
+        hostility: which clients are hostile, or None.
         server_rule: the server's optimizer, or None for the strategy's own step.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
@@ -82,6 +88,9 @@ class Federation:
     shared_threshold: bool = False
     client_curriculum: ClientCurriculum | None = None
     personal: PersonalPart | None = None
+    channel: Channel | None = None
+    privacy: Privacy | None = None
+    hostility: Hostility | None = None
     server_rule: ServerRule | None = None
     plateau: Plateau | None = None
     lr: float = 1.0
@@ -124,6 +133,9 @@ class RoundRecord:
         bytes_down: bytes sent to the cohort.
         bytes_up: bytes that clients sent back.
         lr_scale: factor of the clients' learning rates in this round.
+        client_nbytes: bytes that a client was sent, and that it sent back where it trained.
+        epsilon: what the rounds so far cost in privacy; NaN where they are not private.
+        clip_norm: norm to which updates were clipped; NaN without.
         metrics: what was measured on validation splits, if anything.
     """
 
@@ -133,6 +145,9 @@ class RoundRecord:
     bytes_down: int
     bytes_up: int
     lr_scale: float = 1.0
+    client_nbytes: tuple[int, int] = (0, 0)
+    epsilon: float = math.nan
+    clip_norm: float = math.nan
     metrics: dict[str, float] = field(default_factory=dict)
 
     def count(self, *statuses: Status) -> int:

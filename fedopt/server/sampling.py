@@ -38,6 +38,15 @@ class UniformSampler:
         """
         return self._ids(pool[self._drawn(round, len(pool), count, "cohort")])
 
+    def poisson(self, round: int, rate: float) -> npt.NDArray[np.int64]:
+        """Return client ids, ascending, each of them drawn independently with a probability.
+
+        Their number is drawn first, and then that many clients, so that the cost grows with the
+        sampled alone.
+        """
+        count = int(generator(self._seed, "cohort_size", round).binomial(self.clients, rate))
+        return self.sample(round, count)
+
     def everyone(self) -> npt.NDArray[np.int64]:
         """Return the ids of all clients that have examples, ascending."""
         return self._ids(np.arange(self.clients))

@@ -32,6 +32,8 @@ from fedopt.client.algorithm import (
     collected,
     state_scalars,
 )
+from fedopt.client.attacks import Hostility
+from fedopt.client.channel import CLIP_NORM, with_channel
 from fedopt.client.messages import (
     content_of,
     decode_outcome,
@@ -54,6 +56,7 @@ from fedopt.schedules.plateau import PlateauState
 from fedopt.scratch import Scratch
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
+from fedopt.server.channel import ServerChannel
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
@@ -96,6 +99,12 @@ class FederatedStrategy(Strategy):
     sends_personal: ClassVar[bool] = False
     """Whether what stays with a client is sent as well: a model beside its personal one."""
 
+    exchanges: ClassVar[bool] = True
+    """Whether clients send anything to a server."""
+
+    uses_only_sums: ClassVar[bool] = True
+    """Whether the server learns of the clients by the sums of what they send alone."""
+
     trainings: ClassVar[int] = 1
     """How often a client trains in a round."""
 
@@ -117,7 +126,8 @@ class FederatedStrategy(Strategy):
             federation.optimizer_state,
             federation.optimizer_slots,
         )
-        self.algorithm = with_shared_threshold(algorithm, federation.shared_threshold)
+        algorithm = with_shared_threshold(algorithm, federation.shared_threshold)
+        self.algorithm = with_channel(algorithm, federation.channel, self._sizes)
         self.sampler = UniformSampler(federation.sizes, federation.seed)
         if federation.clients_per_round > self.sampler.clients:
             raise ConfigError(
@@ -132,9 +142,11 @@ class FederatedStrategy(Strategy):
         self._arrays: ArrayRecord | None = None
         self._state: ModelState | None = None
         self._blocks: list[Block] = []
+        self._cohort_size = 0
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
         self._server_optimizer: ServerOptimizer | None = None
+        self._channel: ServerChannel | None = None
         self.lr_factors: Mapping[int, float] = {}  # of single rounds, as a range test sets them
         plateau = federation.plateau
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
@@ -263,12 +275,13 @@ class FederatedStrategy(Strategy):
         )
         size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
         self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
+        self._cohort_size = len(cohort)
         vectors = dict(self.broadcast())
         if self._optimizer is not None:
             vectors |= self._optimizer.vectors()
         if federation.shared_threshold:
             vectors[THRESHOLD] = self._threshold
-        broadcast = to_record({name: v.to(self.layout.dtype) for name, v in vectors.items()})
+        arrays, broadcast = self._sent_down(server_round, arrays, vectors)
         state = self.store.file if self.store else None
         lr_scale = self.lr_scale(server_round)
         nodes = sorted(grid.get_node_ids())
@@ -285,6 +298,7 @@ class FederatedStrategy(Strategy):
                     lr_scale,
                     config,
                     len(self._blocks),
+                    len(cohort),
                 ),
                 dst_node_id=node,
                 message_type=MessageType.TRAIN,
@@ -307,12 +321,20 @@ class FederatedStrategy(Strategy):
         assert old is not None
         total = self._sum(server_round, sums)
         total = replace(total, lr_sum=mean_lr_sum(reports), updates=updates)
+        clip_norm = math.nan
+        if self.federation.hostility is not None:
+            total = colluded(total, self.federation.hostility, collected(self.algorithm))
+        if self._channel is not None:
+            clip_norm = self._channel.clip_norm
+            total = self._channel.received(server_round, total, self._cohort_size)
         before = self._scratch.take(layout.size).copy_(old.parameters)
         parameters = self._scratch.take(layout.size, layout.dtype)
         parameters.copy_(self.server_step(before, total))
         if not _is_finite(parameters):
             raise NotFiniteError(f"the model is not finite after round {server_round}")
-        buffers = old.buffers + total.buffers / total.weight if len(old.buffers) else old.buffers
+        buffers = old.buffers
+        if len(buffers) and total.count:
+            buffers = buffers + total.buffers / total.weight
         named = layout.named(ModelState(parameters, buffers), copy=False)
         if self.store:
             accepted = zip(reports.client, reports.status, strict=True)
@@ -323,6 +345,7 @@ class FederatedStrategy(Strategy):
             self._threshold = total.mean(THRESHOLD)
         self._learn_difficulties(reports)
         self.record = self._recorded(server_round, reports)
+        self.record.clip_norm = clip_norm
         self._observe({"train_loss": self.record.train_loss})
         # Buffers go through their own dtype, so that a resumed run goes on from the same bits.
         self._state = ModelState(parameters, layout.buffer_vector(named))
@@ -361,6 +384,9 @@ class FederatedStrategy(Strategy):
         shared = [OPTIMIZER + slot for slot in self.federation.optimizer_slots if averaged]
         if self.federation.shared_threshold:
             shared.append(THRESHOLD)
+        channel = self.federation.channel
+        if channel is not None and channel.is_adaptive:
+            shared.append(CLIP_NORM)
         sent = sum(sizes.get(name, layout.size) for name in (*self.broadcasts, *shared))
         returned = sum(sizes.get(name, layout.size) for name in self.algorithm.terms)
         if collected(self.algorithm):
@@ -373,6 +399,12 @@ class FederatedStrategy(Strategy):
             whole = sum(sizes.get(n, layout.size) == layout.size for n in self.algorithm.terms)
             own = len(part.parameters) * itemsize
             down, up = down - own - held, up - whole * own - held
+        if channel is not None:
+            vectors = [sizes.get(n, layout.size) for n in (*self.broadcasts, *shared)]
+            terms = [sizes.get(n, layout.size) for n in self.algorithm.terms]
+            whole = terms.count(layout.size) + collected(self.algorithm)
+            sent = 1 + vectors.count(layout.size)
+            down, up = channel.nbytes(down, up, sent, whole, itemsize)
         return down, up
 
     def summary(self) -> None:
@@ -403,7 +435,7 @@ class FederatedStrategy(Strategy):
     def saved_vectors(self) -> dict[str, Tensor]:
         """Return all of the server's state besides the model: what a checkpoint holds."""
         saved = self.vectors()
-        for part in (self._optimizer, self._server_optimizer):
+        for part in (self._optimizer, self._server_optimizer, self._channel):
             if part is not None:
                 saved |= part.vectors()
         if self.federation.shared_threshold:
@@ -417,7 +449,7 @@ class FederatedStrategy(Strategy):
     def load_saved_vectors(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what `saved_vectors` returned."""
         self.load_vectors(saved)
-        for part in (self._optimizer, self._server_optimizer):
+        for part in (self._optimizer, self._server_optimizer, self._channel):
             if part is not None:
                 part.load(saved)
         if self.federation.shared_threshold:
@@ -430,6 +462,9 @@ class FederatedStrategy(Strategy):
     def _cohort(self, round: int) -> npt.NDArray[np.int64]:
         """Return the clients of a round: of all, or of those that the curriculum allows."""
         federation, count = self.federation, self.federation.clients_per_round
+        privacy = federation.privacy
+        if privacy is not None and privacy.is_poisson:
+            return self.sampler.poisson(round, privacy.rate)
         if federation.client_curriculum is None or self._difficulties is None:
             return self.sampler.sample(round, count)
         known = self._difficulties.numpy()
@@ -469,7 +504,9 @@ class FederatedStrategy(Strategy):
 
     @property
     def _sizes(self) -> dict[str, int]:
-        return {**self.vector_sizes, **self.federation.vector_sizes}
+        channel = self.federation.channel
+        own = {} if channel is None else channel.sizes
+        return {**self.vector_sizes, **self.federation.vector_sizes, **own}
 
     @property
     def layout(self) -> ParameterLayout:
@@ -527,6 +564,11 @@ class FederatedStrategy(Strategy):
         rule = self.server_rule(self.options) or self.federation.server_rule
         if rule is not None:
             self._server_optimizer = ServerOptimizer(rule, self._layout)
+        if self.federation.channel is not None:
+            private = self.federation.privacy is not None
+            divisor = self.federation.clients_per_round if private else None
+            channel, seed = self.federation.channel, self.federation.seed
+            self._channel = ServerChannel(channel, self._layout, seed, divisor)
         self.begin(self._layout)
 
     def _take(self, arrays: ArrayRecord) -> None:
@@ -534,6 +576,21 @@ class FederatedStrategy(Strategy):
         self.prepare(arrays)
         if arrays is not self._arrays:
             self._arrays, self._state = arrays, self.layout.state(from_record(arrays))
+
+    def _sent_down(
+        self, round: int, arrays: ArrayRecord, vectors: Mapping[str, Tensor]
+    ) -> tuple[ArrayRecord, ArrayRecord]:
+        """Return the model and the other vectors as clients receive them."""
+        channel, layout = self._channel, self.layout
+        sent = {name: v.to(layout.dtype) for name, v in vectors.items()}
+        if channel is None:
+            return arrays, to_record(sent)
+        if channel.compresses:
+            parameters = channel.sent_down(round, 0, self.state.parameters)
+            arrays = to_record(layout.named(ModelState(parameters, self.state.buffers)))
+            sent = {n: channel.sent_down(round, 1 + i, v) for i, (n, v) in enumerate(sent.items())}
+        sent |= {name: v.to(layout.dtype) for name, v in channel.broadcast().items()}
+        return arrays, to_record(sent)
 
     def _with_rows(self, blocks: list[Block]) -> list[Block]:
         """Give the blocks the rows of their clients' state."""
@@ -595,6 +652,8 @@ class FederatedStrategy(Strategy):
         tree = SumTree(len(self._blocks), self._scratch)
         for part in sums:
             tree.add(part)
+        if not self._blocks:  # a cohort that chance left empty, whose noise is due all the same
+            return self._nothing()
         (total,) = tree.roots
         if not total.count:
             raise RunError(
@@ -602,6 +661,14 @@ class FederatedStrategy(Strategy):
                 "(all failed, or were dropped for doing part of their work)"
             )
         return RoundSums(dict(total.terms), total.buffers, total.weight, total.count)
+
+    def _nothing(self) -> RoundSums:
+        """Return the sums over no client."""
+        terms = {
+            name: torch.zeros(self._vector_size(name), dtype=torch.float64)
+            for name in self.algorithm.terms
+        }
+        return RoundSums(terms, torch.zeros(self.layout.buffer_size, dtype=torch.float64), 0.0, 0)
 
     def _recorded(self, server_round: int, reports: Reports) -> RoundRecord:
         """Count losses and bytes: each sampled client downloads, each that trained uploads."""
@@ -613,6 +680,7 @@ class FederatedStrategy(Strategy):
             if status in (Status.TRAINED, Status.PARTIAL)
         ]
         down, up = self.client_nbytes(self.layout)
+        privacy = self.federation.privacy
         # Clients that skipped every step have no loss.
         known = [(loss, n) for loss, n in trained if math.isfinite(loss)]
         seen = math.fsum(n for _, n in known)
@@ -623,6 +691,8 @@ class FederatedStrategy(Strategy):
             bytes_down=len(reports.client) * down + self._measured * self.layout.nbytes,
             bytes_up=len(trained) * up + self._measured * MEASUREMENT_NBYTES,
             lr_scale=self.lr_scale(server_round),
+            client_nbytes=(down, up),
+            epsilon=math.nan if privacy is None else privacy.epsilon(server_round),
         )
 
 
@@ -668,6 +738,31 @@ def _answers(replies: Iterable[Message]) -> list[tuple[int, int, float, float]]:
         names = ("client", "examples", "loss", "accuracy")
         rows.extend(zip(*(columns[n] for n in names), strict=True))
     return sorted(row for row in rows if row[1] > 0)
+
+
+def colluded(sums: RoundSums, hostility: Hostility, is_collected: bool) -> RoundSums:
+    """Return a round's sums with what its hostile clients send together, where they do.
+
+    Args:
+        sums: without them, and with their honest changes.
+        hostility: who they are.
+        is_collected: whether the changes are those of all clients.
+    """
+    updates = sums.updates
+    if updates is None or not hostility.attack.colludes:
+        return sums
+    theirs = hostility.among(updates.clients)
+    if not theirs:
+        return sums
+    sent = hostility.attack.crafted(torch.stack([updates.rows[i] for i in theirs]).double())
+    if is_collected:
+        rows = list(updates.rows)
+        for place in theirs:
+            rows[place] = sent
+        return replace(sums, updates=replace(updates, rows=rows))
+    weight = math.fsum(updates.weights[place] for place in theirs)
+    delta = sums.terms["delta"] + weight * sent
+    return replace(sums, terms={**sums.terms, "delta": delta}, updates=None)
 
 
 def mean_lr_sum(reports: Reports) -> float:

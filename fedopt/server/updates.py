@@ -74,10 +74,13 @@ class Updates:
         return self.coordinates(lambda values: weights @ values)
 
     def gram(self) -> Tensor:
-        """Return the inner products of the changes less their mean, `[K, K]`."""
+        """Return the inner products of the changes less their coordinate-wise median, `[K, K]`.
+
+        Less their mean, a hostile client that is far off would take the others' digits with it.
+        """
         total = torch.zeros(len(self), len(self), dtype=torch.float64)
         for _, values in self.pieces():
-            values -= values.mean(0)
+            values -= median(values)
             total += values @ values.T
         return total
 
@@ -109,7 +112,7 @@ def krum_scores(gram: Tensor, hostile: int) -> Tensor:
     """Return each client's sum of squared distances to its K - hostile - 2 nearest others, `[K]`.
 
     Args:
-        gram: inner products of the changes, `[K, K]`.
+        gram: inner products of the changes less some vector, `[K, K]`.
         hostile: clients that may be hostile; K >= hostile + 3.
 
     Source: Blanchard et al. 2017, section 4.
@@ -127,27 +130,28 @@ def geometric_median_weights(
     """Return the weights `[K]`, of sum 1, with which the changes add up to their geometric median.
 
     Weiszfeld's algorithm, smoothed: w_k = a_k / max(nu, |v - d_k|), v the mean with these weights.
+    It begins at the mean of the changes cut to their median length: the mean itself is as far off
+    as one hostile client likes, and each step makes up for a factor only. Neither may it stop by
+    the sum of distances, which is the hostile ones'.
 
     Args:
-        gram: inner products of the changes less some vector, `[K, K]`.
+        gram: inner products of the changes less a vector in their midst, `[K, K]`.
         weights: a, of each client, > 0.
         iterations: the most steps.
-        tolerance: relative change of sum a_k |v - d_k| at which it stops.
+        tolerance: largest change of a weight at which it stops.
         smoothing: nu, > 0.
 
     Source: Pillutla, Kakade and Harchaoui 2022, algorithm 2.
     """
     a = torch.tensor(weights, dtype=torch.float64)
     a = a / a.sum()
-    share, last = a, math.inf
+    lengths = gram.diagonal().sqrt()
+    share = a * (median(lengths) / lengths).nan_to_num(1.0).clamp_max(1)
     for _ in range(iterations):
         product = gram @ share
         squares = gram.diagonal() - 2 * product + share @ product
-        distances = squares.clamp_min(0).sqrt()
-        objective = float(a @ distances)
-        if last - objective <= tolerance * objective:
-            break
-        last = objective
-        share = a / distances.clamp_min(smoothing)
+        last, share = share, a / squares.clamp_min(0).sqrt().clamp_min(smoothing)
         share = share / share.sum()
+        if float((share - last).abs().max()) <= tolerance:
+            break
     return share
