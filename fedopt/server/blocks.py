@@ -78,6 +78,8 @@ def deal(
     Returns:
         Node id -> its blocks in ascending order; nodes without work are left out.
     """
+    if not blocks:
+        return {}
     known = speed or {}
     typical = sum(known.values()) / len(known) if known else 1.0
     pace = {node: known.get(node, typical) for node in nodes}
