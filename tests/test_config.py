@@ -20,8 +20,10 @@ from fedopt.config import CHOICES, DEFAULT_NAMES, Config, from_run_config, load
 from fedopt.errors import ConfigError
 from fedopt.registry import entries, get
 from fedopt.schema import (
+    ClipTable,
     CurriculumTable,
     GradientTable,
+    PrivacyTable,
     SamTable,
     SearchTable,
     SelfPacedTable,
@@ -224,7 +226,32 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     },
     "strategy": {
         "fedavg": STRATEGY_KEYS,
-        "fedprox": {**STRATEGY_KEYS, "mu": st.floats(0, 1e3)},
+        **{
+            name: options_of("strategies", name)
+            for name in (
+                "fedprox",
+                "fedavgm",
+                "fedadagrad",
+                "fedadam",
+                "fedyogi",
+                "fednova",
+                "feddyn",
+                "mimelite",
+                "qfedavg",
+                "median",
+                "trimmed_mean",
+                "krum",
+                "rfa",
+                "fedbn",
+                "ditto",
+                "local_only",
+                "centralised",
+            )
+        },
+        **{
+            name: options_of("strategies", name, personal=st.just(["head", "body.0"]))
+            for name in ("fedper", "fedrep")
+        },
         "scaffold": {
             **STRATEGY_KEYS,
             "weighting": st.just("uniform"),
@@ -248,7 +275,15 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
         **{n: options_of("optimizers", n, **o) for n, o in DERIVED["optimizers"].items()},
     },
     "local.schedule": {n: options_of("schedules", n, **o) for n, o in DERIVED["schedules"].items()},
+    "attack": {entry.name: options_of("attacks", entry.name) for entry in entries("attacks")},
 }
+VALUES["server.optimizer"] = {"none": {}} | {
+    name: keys for name, keys in VALUES["local.optimizer"].items() if name != "kfac"
+}
+for _way in ("uplink", "downlink"):
+    VALUES[f"{_way}.compression"] = {
+        entry.name: options_of("codecs", entry.name) for entry in entries("codecs")
+    }
 """Table -> entry -> the values its options can take."""
 
 NEEDS_OTHERS = {
@@ -290,6 +325,8 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     ),
     "local.self_paced": by_schema(SelfPacedTable, name=st.just("none")),
     "server.curriculum": by_schema(ServerCurriculumTable, start=st.just(1.0)),
+    "uplink.clip": by_schema(ClipTable),
+    "uplink.privacy": by_schema(PrivacyTable),
     "search": by_schema(SearchTable),
     "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99), every=st.just(1)),
     "system": {"stragglers": unit},
@@ -349,6 +386,11 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             for parent in parents:
                 table = table.setdefault(parent, {})
             table[last] = draw(optional(**keys))
+    for way, table in (("local", "curriculum"), ("server", "curriculum")):
+        if tree.get(way, {}).get(table):
+            tree[way][table].setdefault("name", "none")
+    if tree.get("uplink", {}).get("clip"):
+        tree["uplink"]["clip"].setdefault("norm", 1.0)
     sam = tree.get("local", {}).get("sam", {})
     if sam.get("adaptive") or sam.get("corrected"):
         sam.setdefault("rho", 0.05)

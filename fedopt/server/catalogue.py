@@ -406,12 +406,12 @@ _register(
     "personal:LocalOnly",
     LocalOnlyOptions,
     "no exchange: each client trains its own model; a reference",
-    "McMahan et al. 2017",
+    "-",
 )
 _register(
     "centralised",
     "centralised:Centralised",
     CentralisedOptions,
     "no federation: one model on all clients' data; a reference",
-    "McMahan et al. 2017",
+    "-",
 )

@@ -15,7 +15,10 @@ from fedopt.server.strategy import FederatedStrategy
 
 
 class Centralised(FederatedStrategy):
-    """One model on all data; nothing is sent."""
+    """One model on all data, as a reference; nothing is sent.
+
+    Source: none; minibatch SGD (Robbins and Monro 1951) on the union of the clients' data.
+    """
 
     options_type = CentralisedOptions
     exchanges: ClassVar[bool] = False

@@ -181,7 +181,10 @@ class Ditto(FederatedStrategy):
 
 
 class LocalOnly(FederatedStrategy):
-    """Clients that train alone."""
+    """Clients that train alone, as a reference.
+
+    Source: none: the reference that papers on personalisation compare with.
+    """
 
     options_type = LocalOnlyOptions
     takes_server_optimizer: ClassVar[bool] = False

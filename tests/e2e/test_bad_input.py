@@ -73,7 +73,7 @@ CASES = {
             "strategy.name",
             "scafold",
             'Did you mean "scaffold"?',
-            "fedavg, fedpm, fedprox, mofedsam, scaffold",
+            "fedavg, fedavgm, fedbn, feddyn, fednova, fedper, fedpm, fedprox, fedrep",
         ],
     ),
     "too few outputs": (["model=mymodel:few_outputs"], ["model", "(2, 3)", "10 classes"]),
