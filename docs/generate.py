@@ -56,13 +56,13 @@ def main(arguments: list[str]) -> int:
 def reference() -> str:
     """Return the text of docs/config.md."""
     parts = [HEAD, "## Tables\n", "### Top of the file\n", fields_table(RunTable)]
-    for key in ("data", "partition", "model", "strategy"):
+    inside = [c for c in CHOICES if c.rpartition(".")[0] in Config.TABLES]
+    for key in (c for c in CHOICES if c not in inside):
         parts += [f"### `[{key}]`\n", choice_text(key)]
     for key, table in Config.TABLES.items():
         parts += [f"### `[{key}]`\n", f"{table.__doc__}\n", fields_table(table)]
-        for choice in CHOICES:
-            if choice.startswith(f"{key}."):
-                parts += [f"### `[{choice}]`\n", choice_text(choice)]
+        for choice in (c for c in inside if c.startswith(f"{key}.")):
+            parts += [f"### `[{choice}]`\n", choice_text(choice)]
     parts.append("## What can be named\n")
     parts.append(
         "`fedopt list` prints the same. Where a strategy, an optimizer, a model or a loss is\n"

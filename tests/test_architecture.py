@@ -21,7 +21,18 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-OUTER = ("client", "server", "simulation", "run", "recorder", "results", "cli", "demo", "doctor")
+OUTER = (
+    "client",
+    "server",
+    "simulation",
+    "run",
+    "recorder",
+    "results",
+    "cli",
+    "demo",
+    "doctor",
+    "testing",
+)
 """What stands above the packages that need torch alone."""
 
 FORBIDDEN: dict[str, set[str]] = {
@@ -33,7 +44,7 @@ FORBIDDEN: dict[str, set[str]] = {
             "fedopt.experiment",
             *(f"fedopt.{name}" for name in OUTER),
         }
-        for package in ("optim", "schedules", "curriculum", "search", "models", "data")
+        for package in ("optim", "schedules", "curriculum", "search", "models", "data", "compression")
     },
     "fedopt.client": {
         "ray",
@@ -228,3 +239,17 @@ def test_implementations_name_their_source(kind: str, name: str) -> None:
 def test_every_kind_names_a_key() -> None:
     for key in KINDS.values():
         assert re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if not within(m, "fedopt.testing")])
+def test_nothing_rests_on_the_conformance_suite(module: str) -> None:
+    assert not any(within(name, "fedopt.testing") for name in imports(module))
+
+
+def test_the_conformance_suite_needs_pytest_for_parametrisation_alone() -> None:
+    needing = {
+        module
+        for module in MODULES
+        if within(module, "fedopt.testing") and any(within(i, "pytest") for i in imports(module))
+    }
+    assert needing == {"fedopt.testing.pytest_support"}
