@@ -38,6 +38,24 @@ def clients(a: Any = A, b: Any = B) -> list[tuple[Tensor, Tensor]]:
     return [(_number(math.sqrt(s)), _number(math.sqrt(s) * o)) for s, o in pairs]
 
 
+def plane() -> nn.Module:
+    """Another model: a weight with two elements, which starts at zero."""
+    model = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(model.weight)
+    return model
+
+
+def half_squares(output: Tensor, target: Tensor) -> Tensor:
+    """The loss |o - t|^2 / 2."""
+    return 0.5 * (output - target).square().sum(1).mean()
+
+
+def plane_clients(centres: Tensor, a: Any = A) -> list[tuple[Tensor, Tensor]]:
+    """The examples of f_i(w) = a_i / 2 |w - b_i|^2, the rows of `centres` being the b_i."""
+    roots = [math.sqrt(s) for s in a]
+    return [(_number(r), (r * b).unsqueeze(0)) for r, b in zip(roots, centres, strict=True)]
+
+
 def _number(value: float) -> Tensor:
     return torch.tensor([[value]], dtype=torch.float64)
 
