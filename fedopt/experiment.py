@@ -385,6 +385,13 @@ class Experiment:
         """Check that personal models are measured, and that the model can be split."""
         if self.personal is None:
             return
+        if self.personal.phases is not None and self._fewest_steps < 2:
+            raise ConfigError(
+                f"{self.config.strategy.name} trains head and body in steps of their own, but a "
+                "client has a single step a round; use more epochs or steps, or a smaller "
+                "batch_size",
+                key="local.steps" if self.config.local.steps is not None else "local.epochs",
+            )
         if not self.config.evaluation.validation_clients:
             name = self.config.strategy.name
             says = f"0 with {name}, whose models are measured on the clients' validation splits"

@@ -67,7 +67,8 @@ def simulate(
         model: a configuration table or name; or, in memory, a function without arguments that
             returns a `torch.nn.Module`, or a module (copied, its values are the start).
         loss: in memory, a function of (output, target) that returns the batch mean.
-        clients: in memory, one (inputs, targets) pair a client: arrays or tensors.
+        clients: in memory, one (inputs, targets) pair a client: arrays or tensors. A part of each
+            is held out where `data={"validation_fraction": ...}` says so.
         test: in memory, the test set, (inputs, targets).
         out: folder of the results; None writes nothing.
         keep_parameters: keep parameters and state of every round, not only of the last.
@@ -95,6 +96,12 @@ def simulate(
     return execute(experiment, directory, shown, keep_parameters=keep_parameters)
 
 
+class MemoryOptions(Options):
+    """What a run's configuration says of clients in memory."""
+
+    validation_fraction: float = 0.0
+
+
 def in_memory(
     config: Config,
     model: ModelFactory | nn.Module | None = None,
@@ -108,10 +115,24 @@ def in_memory(
         ConfigError: the parts do not fit together.
     """
     if clients is not None:
-        population: Any = ListPopulation(clients, test, dtype=config.run.dtype)
+        given = config.data.options.model_dump()
+        if given.get("label_noise"):
+            raise ConfigError(
+                f"got {given['label_noise']:g}, which clients in memory do not take; change their "
+                "labels yourself",
+                key="data.label_noise",
+            )
+        fraction = given.get("validation_fraction", 0.0)
+        population: Any = ListPopulation(
+            clients,
+            test,
+            dtype=config.run.dtype,
+            validation_fraction=fraction,
+            seed=config.seed,
+        )
         config = replace(
             config,
-            data=Choice("in_memory", Options()),
+            data=Choice("in_memory", MemoryOptions(validation_fraction=fraction)),
             partition=Choice("in_memory", Options()),
         )
         population = population_for(config, population)

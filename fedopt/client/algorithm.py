@@ -71,8 +71,8 @@ class Phases:
     share: float
 
     def steps(self, steps: int) -> int:
-        """Return how many of some steps are first ones."""
-        return round(self.share * steps)
+        """Return how many of some steps are first ones: of two or more at least one, not all."""
+        return min(max(round(self.share * steps), 1), max(steps - 1, 1))
 
 
 @dataclass(frozen=True)

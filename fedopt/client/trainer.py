@@ -470,10 +470,11 @@ class Trainer:
         good_weights: list[float] = []
         buffers = result.buffers if update.buffers is None else update.buffers
         sound = result.buffers.isfinite().all(-1).tolist()
+        own = _finite_personal(result)
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
             # A client that skipped all of its steps has no loss to tell.
             has_loss = math.isfinite(loss) or skipped[i] == plan.steps
-            if has_loss and math.isfinite(norm) and sound[i]:
+            if has_loss and math.isfinite(norm) and sound[i] and own[i]:
                 weight = float(plan.examples) if self._weight_by_examples else 1.0
                 status = Status.PARTIAL if plan.is_partial else Status.TRAINED
                 good.append(i)
@@ -484,6 +485,7 @@ class Trainer:
                 weight, status = 0.0, Status.FAILED
                 what = f"loss {loss}, norm of the update {norm}"
                 what += "" if sound[i] else ", statistics that are not finite"
+                what += "" if own[i] else ", a personal model that is not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
             outcome.reports.add(
@@ -518,3 +520,12 @@ class Trainer:
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)
+
+
+def _finite_personal(result: LocalResult) -> list[bool]:
+    """Return whether each client's second training came to finite numbers, where there is one."""
+    second = result.personal
+    if second is None:
+        return [True] * len(result.delta)
+    finite = second.delta.isfinite().all(-1).cpu() & second.buffers.isfinite().all(-1).cpu()
+    return finite.tolist()

@@ -24,6 +24,8 @@ class ListPopulation(ArrayPopulation):
         dtype: type of inputs (and of regression targets).
         classes: number of classes; None: one more than the largest label in clients and test.
         name: name of the data.
+        validation_fraction: share of each client's examples held out, in [0, 1), rounded down.
+        seed: draws which.
 
     Raises:
         DataError: naming the client whose arrays are unusable.
@@ -36,6 +38,8 @@ class ListPopulation(ArrayPopulation):
         dtype: Dtype = "float32",
         classes: int | None = None,
         name: str = "memory",
+        validation_fraction: float = 0.0,
+        seed: int = 0,
     ) -> None:
         check_dtype(dtype)
         if not clients:
@@ -69,7 +73,9 @@ class ListPopulation(ArrayPopulation):
         )
         offsets = np.cumsum([0, *(len(x) for x, _ in pairs)], dtype=np.int64)
         partition = Partition(offsets, np.arange(offsets[-1], dtype=np.int64))
-        super().__init__(dataset, partition, dtype=dtype)
+        super().__init__(
+            dataset, partition, seed=seed, dtype=dtype, validation_fraction=validation_fraction
+        )
 
 
 def _check(x: AnyArray, y: AnyArray, first_x: AnyArray, first_y: AnyArray, where: str) -> None:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 import fedopt
 from fedopt.analysis.progress import SilentProgress
+from fedopt.client.algorithm import Phases
 from fedopt.config import load
 from fedopt.data.arrays import ArrayPopulation
 from fedopt.data.dataset import Dataset
 from fedopt.data.partitioners import Partition
-from fedopt.errors import ConfigError
+from fedopt.errors import ConfigError, DivergenceError
 from fedopt.experiment import Experiment, load_loss, population_for
 from fedopt.models.layout import ParameterLayout
 from fedopt.run import execute
@@ -558,3 +559,46 @@ def test_unmeasured_personal_models_are_warned_of(caplog: pytest.LogCaptureFixtu
     with caplog.at_level("WARNING", logger="fedopt"):
         make("fedper", fraction=0.0)
     assert "evaluation.validation_clients is 0 with fedper" in caplog.text
+
+
+# What cannot be trained ---------------------------------------------------------------------------
+
+
+def test_a_personal_model_that_diverges_ends_the_run_with_the_clients_name() -> None:
+    local = {"optimizer": {"lr": 0.1}}
+    with pytest.raises(DivergenceError, match="personal model that is not finite"):
+        quadratics.simulate({"name": "ditto", "lam": 1e4}, local=local, rounds=40)
+
+
+@pytest.mark.parametrize("steps", range(2, 12))
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.99])
+def test_both_parts_are_trained(steps: int, share: float) -> None:
+    first = Phases((True, False), share).steps(steps)
+    assert 0 < first < steps
+    assert abs(first - share * steps) <= 1
+
+
+def test_one_step_cannot_train_two_parts() -> None:
+    model = lambda: nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))  # noqa: E731
+    with pytest.raises(ConfigError, match=r"local\.steps: fedrep trains head and body"):
+        quadratics.simulate({"name": "fedrep"}, model=model, local={"steps": 1})
+
+
+def test_clients_in_memory_can_hold_examples_out() -> None:
+    x = np.linspace(-1, 1, 20)[:, None]
+    run = fedopt.simulate(
+        clients=[(x, 2 * x), (x, -x)],
+        model=lambda: nn.Linear(1, 1),
+        loss=half_square,
+        data={"validation_fraction": 0.25},
+        evaluation={"validation_clients": 2},
+        strategy="local_only",
+        rounds=3,
+        clients_per_round="all",
+        engine="inline",
+    )
+    assert run.clients["examples"].unique().tolist() == [15]
+    assert run.history["validation_loss"].is_monotonic_decreasing
+    assert run.config.data.dump()["validation_fraction"] == 0.25
+    with pytest.raises(ConfigError, match=r"data\.label_noise: got 0\.5"):
+        fedopt.simulate(clients=[(x, x)], data={"label_noise": 0.5})
