@@ -81,3 +81,18 @@ def test_curvature_needs_fewer_rounds_where_scales_are_spread(
     assert (
         rounds["K-FAC, averaged"] < rounds["K-FAC"] < rounds["Adam"] < rounds["SGD, momentum 0.9"]
     )
+
+
+@pytest.mark.parametrize("name", ["hostile", "synthetic"])
+def test_a_study_of_strategies_prints_its_table(name: str, tmp_path: Path) -> None:
+    script = FOLDER / "strategies" / f"{name}.py"
+    ran = subprocess.run(
+        [sys.executable, str(script), "--seeds", "1", "--quick", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    results = pd.read_csv(tmp_path / "results.csv")
+    for strategy in results["strategy"].unique():
+        assert re.search(rf"^ *{re.escape(strategy)} ", ran.stdout, re.MULTILINE)
+    assert "…" not in ran.stdout

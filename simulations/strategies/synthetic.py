@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.seeds < 1:
         parser.error(f"--seeds: must be >= 1, got {given.seeds}")
     directory = given.out or default_directory("runs", ["study", "synthetic"])
-    seeds, extra = range(given.seeds), ["rounds=2"] if given.quick else []
+    seeds, extra = range(given.seeds), ["rounds=2", "local.epochs=1"] if given.quick else []
     try:
         found = results(seeds, extra, Console(stderr=True, highlight=False))
     except FedoptError as error:
