@@ -65,8 +65,8 @@ def reference() -> str:
             parts += [f"### `[{choice}]`\n", choice_text(choice)]
     parts.append("## What can be named\n")
     parts.append(
-        "`fedopt list` prints the same. Where a strategy, an optimizer, a model or a loss is\n"
-        'named, `"package.module:name"` names your own ([extending](extending.md)).\n'
+        "`fedopt list` prints the same. Where a strategy, an optimizer, a model, a loss, an attack or a\n"
+        'codec is named, `"package.module:name"` names your own ([extending](extending.md)).\n'
     )
     for kind, key in KINDS.items():
         parts.append(f"### {kind.capitalize()}: `{key}`\n")

@@ -424,7 +424,7 @@ class Experiment:
         if server_rule(self.config) is None:
             return
         options = self.config.strategy.options
-        if not strategy.takes_server_optimizer or strategy.server_rule(options) is not None:
+        if not strategy.follows_server_optimizer() or strategy.server_rule(options) is not None:
             raise ConfigError(
                 f'got "{chosen}", but {name} has a server step of its own; use "none", or a '
                 "strategy whose server takes the mean update (fedavg, fedprox, scaffold, fednova)",

@@ -66,6 +66,7 @@ class MoFedSam(FederatedStrategy):
     """
 
     options_type = MoFedSamOptions
+    takes_server_optimizer: ClassVar[bool] = True
     uses_only_sums: ClassVar[bool] = False
 
     @property

@@ -98,6 +98,7 @@ class Scaffold(FederatedStrategy):
     """
 
     options_type = ScaffoldOptions
+    takes_server_optimizer: ClassVar[bool] = True
 
     @property
     def broadcasts(self) -> tuple[str, ...]:

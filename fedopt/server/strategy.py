@@ -94,7 +94,8 @@ class FederatedStrategy(Strategy):
     """The schema of the options."""
 
     takes_server_optimizer: ClassVar[bool] = True
-    """Whether the server's step may be an optimizer's, along `mean_update`."""
+    """Whether the server's step may be an optimizer's, along `mean_update`. A class with a
+    `server_step` of its own says so itself; else it may not."""
 
     sends_personal: ClassVar[bool] = False
     """Whether what stays with a client is sent as well: a model beside its personal one."""
@@ -203,6 +204,16 @@ class FederatedStrategy(Strategy):
             lr: base learning rate of the clients.
         """
         return options
+
+    @classmethod
+    def follows_server_optimizer(cls) -> bool:
+        """Return whether a server optimizer has an effect, as far as the classes say."""
+        for owner in cls.__mro__:
+            if "takes_server_optimizer" in vars(owner):
+                return cls.takes_server_optimizer
+            if "server_step" in vars(owner):
+                return False
+        return False
 
     @classmethod
     def server_rule(cls, options: Any) -> ServerRule | None:

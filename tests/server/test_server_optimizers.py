@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 import fedopt
 from fedopt.errors import ConfigError
+from fedopt.server import FedAvg, FedDyn, Scaffold
+from fedopt.server.rounds import RoundSums
 
 CENTRES = torch.tensor([[1.0, 3.0], [-1.0, 0.5]], dtype=torch.float64)
 MOVED = torch.tensor([1 - (1 - LR * a) ** STEPS for a in A], dtype=torch.float64)
@@ -271,3 +273,18 @@ def test_bad_server_optimizers_are_refused_by_name(table: dict[str, Any], says: 
 def test_options_out_of_range_are_refused(strategy: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         simulate(strategy)
+
+
+def test_a_server_step_of_the_users_own_does_not_lose_a_server_optimizer_silently() -> None:
+    class Own(FedAvg):
+        def server_step(self, parameters: Tensor, sums: RoundSums) -> Tensor:
+            return parameters
+
+    class Following(FedAvg):
+        def mean_update(self, sums: RoundSums) -> Tensor:
+            return super().mean_update(sums) / 2
+
+    assert not Own.follows_server_optimizer()
+    assert Following.follows_server_optimizer()
+    assert Scaffold.follows_server_optimizer()
+    assert not FedDyn.follows_server_optimizer()
