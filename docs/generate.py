@@ -1,7 +1,7 @@
-"""Write docs/config.md from the schema and the registry, so that it cannot differ from the code.
+"""Write docs/config.md and the table in docs/strategies.md, so that they are what the code is.
 
-`python docs/generate.py` writes the file; with `--check` it writes nothing, and ends with exit code
-1 where the file is out of date.
+`python docs/generate.py` writes them; with `--check` it writes nothing, and ends with exit code 1
+where one is out of date.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from strategy_table import with_table
 
 from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_table
 from fedopt.config import CHOICES, DEFAULT_NAMES, Config, RunTable
 from fedopt.registry import KINDS, Entry, entries
 
-TARGET = Path(__file__).with_name("config.md")
+HERE = Path(__file__).parent
 
 HEAD = """# Configuration reference
 
@@ -41,15 +42,17 @@ SOUND = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def main(arguments: list[str]) -> int:
-    """Write the reference, or check it; return the exit code."""
-    text = reference()
-    if "--check" in arguments:
-        if not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-            print(f"{TARGET.name} is out of date: run python docs/generate.py", file=sys.stderr)
+    """Write reference and table, or check them; return the exit code."""
+    strategies = (HERE / "strategies.md").read_text(encoding="utf-8")
+    pages = {"config.md": reference(), "strategies.md": with_table(strategies)}
+    for name, text in pages.items():
+        page = HERE / name
+        if "--check" not in arguments:
+            page.write_text(text, encoding="utf-8")
+            print(page)
+        elif not page.exists() or page.read_text(encoding="utf-8") != text:
+            print(f"{name} is out of date: run python docs/generate.py", file=sys.stderr)
             return 1
-        return 0
-    TARGET.write_text(text, encoding="utf-8")
-    print(TARGET)
     return 0
 
 
@@ -65,8 +68,9 @@ def reference() -> str:
             parts += [f"### `[{choice}]`\n", choice_text(choice)]
     parts.append("## What can be named\n")
     parts.append(
-        "`fedopt list` prints the same. Where a strategy, an optimizer, a model, a loss, an attack or a\n"
-        'codec is named, `"package.module:name"` names your own ([extending](extending.md)).\n'
+        "`fedopt list` prints the same. Where a strategy, an optimizer, a model, a loss, an\n"
+        'attack or a codec is named, `"package.module:name"` names your own '
+        "([extending](extending.md)).\n"
     )
     for kind, key in KINDS.items():
         parts.append(f"### {kind.capitalize()}: `{key}`\n")
