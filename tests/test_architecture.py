@@ -44,7 +44,15 @@ FORBIDDEN: dict[str, set[str]] = {
             "fedopt.experiment",
             *(f"fedopt.{name}" for name in OUTER),
         }
-        for package in ("optim", "schedules", "curriculum", "search", "models", "data", "compression")
+        for package in (
+            "optim",
+            "schedules",
+            "curriculum",
+            "search",
+            "models",
+            "data",
+            "compression",
+        )
     },
     "fedopt.client": {
         "ray",

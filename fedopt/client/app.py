@@ -62,6 +62,9 @@ class Node:
             request.blocks_of_round,
             request.lr_scale,
             request.cohort,
+            None
+            if request.changes_path is None
+            else RowFile(request.changes_path, ("delta",), (layout.size,), layout.dtype),
         )
         return Message(encode_outcome(outcome), reply_to=message)
 

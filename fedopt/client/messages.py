@@ -37,6 +37,7 @@ class TrainRequest:
         experiment: the run's configuration as JSON, for nodes that were not given it.
         blocks_of_round: all blocks of the round, on this node and on others.
         cohort: clients of the round, on this node and on others.
+        changes_path: file for each client's change, or None where the reply brings them.
     """
 
     round: int
@@ -48,6 +49,7 @@ class TrainRequest:
     experiment: str | None
     blocks_of_round: int
     cohort: int
+    changes_path: str | None = None
 
 
 def encode_request(
@@ -60,6 +62,7 @@ def encode_request(
     extra: ConfigRecord,
     blocks_of_round: int,
     cohort: int,
+    changes: RowFile | None = None,
 ) -> RecordDict:
     """Return the content of a train message; the arguments are those of `TrainRequest`."""
     config = ConfigRecord(dict(extra))
@@ -75,6 +78,9 @@ def encode_request(
         config["state-path"] = state.path
         config["state-read"] = [row for block in blocks for row in block.read_rows]
         config["state-write"] = [row for block in blocks for row in block.write_rows]
+    if changes is not None:
+        config["changes-path"] = changes.path
+        config["change-rows"] = [row for block in blocks for row in block.change_rows]
     content = RecordDict({"arrays": arrays, "config": config})
     if len(broadcast):
         content["broadcast"] = broadcast
@@ -87,11 +93,14 @@ def decode_request(content: RecordDict) -> TrainRequest:
     assert isinstance(config, ConfigRecord)
     clients, steps = integers(config, "clients"), integers(config, "steps")
     read, write = integers(config, "state-read"), integers(config, "state-write")
+    changed = integers(config, "change-rows")
     blocks, first = [], 0
     ids, sizes = integers(config, "block-ids"), integers(config, "block-sizes")
     for block_id, size in zip(ids, sizes, strict=True):
         part = slice(first, first + size)
-        blocks.append(Block(block_id, clients[part], steps[part], read[part], write[part]))
+        blocks.append(
+            Block(block_id, clients[part], steps[part], read[part], write[part], changed[part])
+        )
         first += size
     return TrainRequest(
         round=integer(config, "server-round"),
@@ -103,6 +112,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         experiment=text(config, "experiment"),
         blocks_of_round=integer(config, "blocks-of-round"),
         cohort=integer(config, "cohort"),
+        changes_path=text(config, "changes-path"),
     )
 
 
@@ -141,6 +151,7 @@ def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
             {
                 "clients": [c for part in outcome.changes for c in part.clients],
                 "weights": [w for part in outcome.changes for w in part.weights],
+                "places": [row for part in outcome.changes for row in part.places],
             }
         )
     if outcome.failures:
@@ -191,7 +202,8 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
     if changed is not None:
         arrays = _tensors(content, "changes")
         clients, weights = integers(changed, "clients"), numbers(changed, "weights")
-        changes = [Changes(clients, weights, arrays["rows"], arrays["buffers"])]
+        places = integers(changed, "places")
+        changes = [Changes(clients, weights, arrays["rows"], arrays["buffers"], places)]
     return TrainingOutcome(sums, reports, failures, changes)
 
 

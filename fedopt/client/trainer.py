@@ -95,6 +95,7 @@ class Block:
         steps: the steps that each of them does.
         read_rows: row of each client's state, -1 where it has none.
         write_rows: row for each client's new state.
+        change_rows: row for each client's change, where changes go to a file.
     """
 
     id: int
@@ -102,6 +103,7 @@ class Block:
     steps: Sequence[int]
     read_rows: Sequence[int] = ()
     write_rows: Sequence[int] = ()
+    change_rows: Sequence[int] = ()
 
 
 @dataclass
@@ -164,14 +166,16 @@ class Changes:
     Args:
         clients: ids.
         weights: of each.
-        rows: change of the parameters, `[G, P]` on the CPU.
+        rows: change of the parameters, `[G, P]` on the CPU; `[0, P]` where they are in a file.
         buffers: change of the buffers, `[G, Q]` in float64.
+        places: their rows in that file.
     """
 
     clients: list[int]
     weights: list[float]
     rows: Tensor
     buffers: Tensor
+    places: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -241,6 +245,7 @@ class Trainer:
         self._scorer = scorer
         self._hostility = hostility
         self._cohort = 1
+        self._changes: RowFile | None = None
         self._lr_scale = 1.0
         self._scratch = Scratch()
 
@@ -254,6 +259,7 @@ class Trainer:
         blocks_of_round: int,
         lr_scale: float = 1.0,
         cohort: int | None = None,
+        changes: RowFile | None = None,
     ) -> TrainingOutcome:
         """Train the clients of some blocks.
 
@@ -266,8 +272,10 @@ class Trainer:
             blocks_of_round: all blocks of the round, here and elsewhere.
             lr_scale: factor of all learning rates, > 0.
             cohort: clients of the round, here and elsewhere; None for those of the blocks.
+            changes: file for each client's change, where the server wants these in one.
         """
         self._lr_scale = lr_scale
+        self._changes = changes
         self._cohort = cohort or sum(len(block.clients) for block in blocks)
         broadcast = {PARAMETERS: start.parameters, BUFFERS: start.buffers, **broadcast}
         tree = SumTree(blocks_of_round)
@@ -507,16 +515,19 @@ class Trainer:
             sums.buffers += weights @ buffers[good]
         wanted = list(range(len(good))) if collected(self.algorithm) else colluding
         if wanted:
-            chosen_ones = [good[i] for i in wanted]
-            outcome.changes.append(
-                Changes(
-                    [plans[i].client for i in chosen_ones],
-                    [good_weights[i] for i in wanted],
-                    # An engine uses the memory of its result again.
-                    update.terms["delta"][chosen_ones].cpu(),
-                    buffers[chosen_ones],
-                )
+            theirs = [good[i] for i in wanted]
+            part = Changes(
+                [plans[i].client for i in theirs],
+                [good_weights[i] for i in wanted],
+                # An engine uses the memory of its result again.
+                update.terms["delta"][theirs].cpu(),
+                buffers[theirs],
             )
+            if self._changes is not None:
+                part.places = [block.change_rows[kept[i]] for i in theirs]
+                self._changes.write(part.places, {"delta": part.rows})
+                part.rows = part.rows[:0]
+            outcome.changes.append(part)
         if rows:
             new = {name: value[good] for name, value in update.state.items()}
             rows.write([block.write_rows[kept[i]] for i in good], new)

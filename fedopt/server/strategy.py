@@ -54,6 +54,7 @@ from fedopt.records import from_record, to_record
 from fedopt.registry import Options
 from fedopt.schedules.plateau import PlateauState
 from fedopt.scratch import Scratch
+from fedopt.server import spool
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.channel import ServerChannel
@@ -63,6 +64,7 @@ from fedopt.server.optimizer import ServerOptimizer, ServerRule
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
 from fedopt.server.shared_optimizer import SharedOptimizerState
+from fedopt.server.spool import Spool
 from fedopt.server.updates import Updates
 
 log = logging.getLogger("fedopt")
@@ -144,6 +146,7 @@ class FederatedStrategy(Strategy):
         self._state: ModelState | None = None
         self._blocks: list[Block] = []
         self._cohort_size = 0
+        self._spool: Spool | None = None
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
         self._server_optimizer: ServerOptimizer | None = None
@@ -287,6 +290,9 @@ class FederatedStrategy(Strategy):
         size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
         self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
         self._cohort_size = len(cohort)
+        self._spool = self._open_spool(grid)
+        if self._spool is not None:
+            self._blocks = self._spool.placed(self._blocks)
         vectors = dict(self.broadcast())
         if self._optimizer is not None:
             vectors |= self._optimizer.vectors()
@@ -310,6 +316,7 @@ class FederatedStrategy(Strategy):
                     config,
                     len(self._blocks),
                     len(cohort),
+                    self._spool.file if self._spool is not None else None,
                 ),
                 dst_node_id=node,
                 message_type=MessageType.TRAIN,
@@ -343,6 +350,10 @@ class FederatedStrategy(Strategy):
         parameters.copy_(self.server_step(before, total))
         if not _is_finite(parameters):
             raise NotFiniteError(f"the model is not finite after round {server_round}")
+        total.updates = updates = None
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
         buffers = old.buffers
         if len(buffers) and total.count:
             buffers = buffers + total.buffers / total.weight
@@ -559,11 +570,7 @@ class FederatedStrategy(Strategy):
             )
         scalars = state_scalars(self.algorithm)
         if self.algorithm.state_fields or scalars:
-            folder = self.federation.folder
-            if folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="fedopt-")
-                folder = Path(self._folder.name)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = self._client_folder()
             self.store = ClientStateStore(
                 folder / "client_state.bin",
                 self.algorithm.state_fields,
@@ -581,6 +588,23 @@ class FederatedStrategy(Strategy):
             channel, seed = self.federation.channel, self.federation.seed
             self._channel = ServerChannel(channel, self._layout, seed, divisor)
         self.begin(self._layout)
+
+    def _client_folder(self) -> Path:
+        """Return the folder of what belongs to single clients, made where there is none."""
+        folder = self.federation.folder
+        if folder is None:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="fedopt-")
+            folder = Path(self._folder.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _open_spool(self, grid: Grid) -> Spool | None:
+        """Return a file for each client's change, where these are many and all nodes see it."""
+        nbytes = self._cohort_size * self.layout.parameter_nbytes
+        shares = bool(getattr(grid, "shares_files", False))
+        if not collected(self.algorithm) or not shares or nbytes < spool.SPOOLED_NBYTES:
+            return None
+        return Spool(self._client_folder() / "changes.bin", self._cohort_size, self.layout)
 
     def _take(self, arrays: ArrayRecord) -> None:
         """Make `arrays` the current model; a no-op for those that the last round returned."""
@@ -633,10 +657,7 @@ class FederatedStrategy(Strategy):
             rows.extend(zip(*vars(outcome.reports).values(), strict=True))
             failures.extend(outcome.failures)
             for part in outcome.changes:
-                updates.clients.extend(part.clients)
-                updates.weights.extend(part.weights)
-                updates.rows.extend(part.rows)
-                updates.buffers.extend(part.buffers)
+                updates.extend(part, None if self._spool is None else self._spool.rows)
         there = {number for part in sums for number in range(part.first, part.stop)}
         missing = [block.id for block in self._blocks if block.id not in there]
         if missing:

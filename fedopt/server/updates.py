@@ -1,7 +1,9 @@
 """Each client's change of a round, and means of them that hostile clients cannot move far.
 
-Changes are read in pieces of coordinates, so that besides the changes themselves, which stay in
-the replies that brought them, little memory is needed. Everything is computed in double precision
+Changes are read in pieces of coordinates, so that besides the changes themselves little memory is
+needed. Few stay in the replies that brought them; many go through a file, into which workers write
+a group's as soon as it has trained, and which the server maps: then neither holds more than a
+piece. Everything is computed in double precision
 over the clients in ascending order, so that neither the order of replies nor the number of
 workers enters.
 """
@@ -14,6 +16,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from fedopt.client.trainer import Changes
 
 PIECE_SCALARS = 2**22
 """Scalars of a piece in double precision: 32 MiB."""
@@ -34,6 +38,17 @@ class Updates:
     weights: list[float] = field(default_factory=list)
     rows: list[Tensor] = field(default_factory=list)
     buffers: list[Tensor] = field(default_factory=list)
+
+    def extend(self, part: Changes, spooled: Tensor | None) -> None:
+        """Take in the changes that a reply brings, or whose rows in a mapped file it names."""
+        self.clients.extend(part.clients)
+        self.weights.extend(part.weights)
+        self.buffers.extend(part.buffers)
+        if part.places:
+            assert spooled is not None
+            self.rows.extend(spooled[place] for place in part.places)
+        else:
+            self.rows.extend(part.rows)
 
     def sort(self) -> None:
         """Put the clients in ascending order."""

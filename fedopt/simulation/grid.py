@@ -51,6 +51,11 @@ class DirectGrid(Grid):
             ConfigError: naming the key.
         """
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether all nodes see the files that this process writes, and it theirs."""
+        return False
+
     @abstractmethod
     def exchange(self, messages: Sequence[Message]) -> list[Message]:
         """Return the reply to each message, in any order."""

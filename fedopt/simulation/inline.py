@@ -29,6 +29,11 @@ class InlineGrid(DirectGrid):
             run_config={},
         )
 
+    @property
+    def shares_files(self) -> bool:
+        """True."""
+        return True
+
     def exchange(self, messages: Sequence[Message]) -> list[Message]:
         """Run the ClientApp on each message; what it raises is raised here."""
         return [self._app(message, self._context) for message in messages]

@@ -230,6 +230,11 @@ class RayGrid(DirectGrid):
             self._ray.shutdown()
             self._owns_ray = False
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether all workers are on the driver's machine."""
+        return self._slots is not None
+
     def _give_up(self, node: int) -> None:
         """Make sure that nothing comes from a worker any more."""
         worker = self._workers.pop(node, None)

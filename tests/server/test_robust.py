@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import fedopt
 from fedopt.errors import ConfigError, RunError
+from fedopt.server.spool import Spool
 from fedopt.server.updates import (
     Updates,
     geometric_median_weights,
@@ -448,3 +450,40 @@ def test_krum_says_when_too_few_updates_arrive() -> None:
     strategy = {"name": "krum", "hostile": 2}
     with pytest.raises(RunError, match="krum needs 7 updates, but 5 arrived"):
         simulate(strategy, system={"stragglers": 0.3})
+
+
+# The file of changes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("strategy", ["median", "rfa"])
+def test_changes_through_a_file_are_those_of_the_replies(
+    strategy: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(name: str) -> fedopt.Run:
+        return fedopt.simulate(
+            strategy=strategy,
+            rounds=2,
+            clients_per_round=6,
+            partition={"name": "dirichlet", "clients": 12, "alpha": 0.5},
+            engine={"name": engine, "workers": 2, "block_size": 2},
+            attack={"name": "alie", "fraction": 0.5},
+            evaluation={"every": 10},
+            out=tmp_path / name,
+        )
+
+    through_replies = run("replies")
+    made: list[Spool] = []
+
+    class Watched(Spool):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr("fedopt.server.spool.SPOOLED_NBYTES", 0)
+    monkeypatch.setattr("fedopt.server.strategy.Spool", Watched)
+    through_file = run("file")
+    assert len(made) == 2
+    assert (made[-1].rows != 0).any(1).all()
+    assert through_file.summary["model_sha256"] == through_replies.summary["model_sha256"]
+    assert not list(tmp_path.rglob("changes.bin"))
