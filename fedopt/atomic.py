@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -39,3 +43,16 @@ def write_atomically(path: Path, payload: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file's name is one that `write_atomically` gives to what is not whole."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a process that was killed in the midst of writing has left in a folder."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)

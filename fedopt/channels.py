@@ -5,11 +5,13 @@ What does not go together is refused here, with the reason.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedopt import systems
 from fedopt.client.algorithm import LocalAlgorithm, collected
 from fedopt.client.attacks import Attack, Hostility, hostile_clients
 from fedopt.client.channel import BELOW_NORM, Channel, Clip, SentPart
@@ -33,23 +35,30 @@ DOWN = ("none", "quantise", "qsgd")
 """The codecs for a model: of one that is sent in part, or at a low rank, little would be left."""
 
 
-def make_channel(config: Config, part: SentPart, privacy: Privacy | None) -> Channel | None:
+def make_channel(
+    config: Config, part: Callable[[], SentPart], privacy: Privacy | None
+) -> Channel | None:
     """Return what happens to what server and clients send each other, or None for nothing.
+
+    Args:
+        config: the configuration.
+        part: returns which scalars are sent.
+        privacy: what is known of the rounds' privacy.
 
     Raises:
         ConfigError: a codec cannot be made.
     """
     clip, up, down = config.clip, config.uplink_compression, config.downlink_compression
-    channel = Channel(
-        part,
+    if clip.norm is None and up.name == "none" and down.name == "none":
+        return None
+    return Channel(
+        part(),
         clip=None if clip.norm is None else Clip(clip.norm, clip.quantile, clip.lr),
         noise=None if privacy is None else privacy.noise,
         up=_codec(up, "uplink.compression"),
         feedback=bool(up.options.model_dump().get("error_feedback", False)),
         down=_codec(down, "downlink.compression"),
     )
-    is_plain = channel.clip is None and channel.up is None and channel.down is None
-    return None if is_plain else channel
 
 
 def make_privacy(config: Config, clients: int, cohort: int) -> Privacy | None:
@@ -96,9 +105,20 @@ def make_privacy(config: Config, clients: int, cohort: int) -> Privacy | None:
 
 
 def make_hostility(
-    config: Config, part: SentPart, sizes: npt.NDArray[np.int64], classes: int | None
+    config: Config,
+    part: Callable[[], SentPart],
+    sizes: npt.NDArray[np.int64],
+    classes: int | None,
+    others: Iterable[str],
 ) -> Hostility | None:
     """Return which clients are hostile and what they do, or None where all are honest.
+
+    Args:
+        config: the configuration.
+        part: returns which scalars are sent.
+        sizes: training examples of each client, `[N]`.
+        classes: number of classes, where the targets are such.
+        others: names of vectors that are not as long as the model.
 
     Raises:
         ConfigError: the attack cannot be made.
@@ -113,9 +133,10 @@ def make_hostility(
             f"got {fraction!r}, expected the share of the clients that are hostile, in (0, 1]",
             key="attack.fraction",
         )
+    _attack_class(choice.name)
     attack: Attack = _made(choice, "attacks", "attack", options)
     clients = hostile_clients(sizes, float(fraction), config.seed)
-    return Hostility(attack, clients, part, classes)
+    return Hostility(attack, clients, part(), classes, frozenset(others))
 
 
 def sent_part(
@@ -131,6 +152,7 @@ def check_channel(
     algorithm: LocalAlgorithm,
     layout: ParameterLayout,
     classes: int | None,
+    moving: Sequence[str],
 ) -> None:
     """Refuse what does not go together.
 
@@ -140,12 +162,14 @@ def check_channel(
         algorithm: its client side.
         layout: of the model.
         classes: number of classes, where the targets are such.
+        moving: names of buffers that clients change and send.
 
     Raises:
         ConfigError: naming the key and the reason.
     """
     name = config.strategy.name
     asked = {
+        "uplink.privacy.noise_multiplier": config.privacy.is_on,
         "uplink.clip.norm": config.clip.norm is not None,
         "uplink.compression.name": config.uplink_compression.name != "none",
         "downlink.compression.name": config.downlink_compression.name != "none",
@@ -162,21 +186,43 @@ def check_channel(
             f'got "{down}", which leaves little of a model; use one of {", ".join(DOWN)}',
             key="downlink.compression.name",
         )
+    _check_clip(config, algorithm)
+    compressed = [key for key in asked if key.endswith("compression.name") and asked[key]]
+    if compressed and config.local.optimizer_state == "average":
+        raise ConfigError(
+            'got "average", but the optimizer\'s moments are states, not changes: what compression '
+            'leaves of them makes steps explode; use "reset" or "keep", or leave the codec out',
+            key="local.optimizer_state",
+        )
     if asked["attack.name"]:
         _check_attack(config, classes)
     if config.privacy.is_on:
-        _check_privacy(config, strategy, algorithm, layout)
+        _check_privacy(config, strategy, algorithm, layout, moving)
+
+
+def _check_clip(config: Config, algorithm: LocalAlgorithm) -> None:
+    """Refuse clipping where `delta` is not what a client moved by."""
+    if config.clip.norm is None:
+        return
+    for term in ("fairness", "optimizer.mixing_factors"):
+        if term in algorithm.terms:
+            raise ConfigError(
+                f"got {config.clip.norm:g}, but {config.strategy.name} divides what clients send "
+                f"by their {term.rpartition('.')[2].replace('_', ' ')}, which would not be clipped "
+                "with it; leave it out",
+                key="uplink.clip.norm",
+            )
 
 
 def _check_attack(config: Config, classes: int | None) -> None:
     attack = config.attack.name
-    if attack == "label_flip" and classes is None:
+    loaded = _attack_class(attack)
+    if loaded.flips_labels and classes is None:
         raise ConfigError(
-            'got "label_flip", but the data have real targets; use "sign_flip", "noise" or "alie"',
+            f'got "{attack}", but the data have real targets; use "sign_flip", "noise" or "alie"',
             key="attack.name",
         )
-    loaded = get("attacks", attack).load() if ":" not in attack else import_object(attack)
-    if not getattr(loaded, "colludes", False):
+    if not loaded.colludes:
         return
     stages = {
         "uplink.clip.norm": config.clip.norm is not None,
@@ -190,11 +236,29 @@ def _check_attack(config: Config, classes: int | None) -> None:
         )
 
 
+def _attack_class(name: str) -> type[Attack]:
+    """Return the class of an attack.
+
+    Raises:
+        ConfigError: the user's object is none.
+    """
+    if ":" in name:
+        found = import_object(name, key="attack.name")
+    else:
+        found = get("attacks", name, key="attack.name").load()
+    if not isinstance(found, type) or not issubclass(found, Attack):
+        raise ConfigError(
+            f'"{name}" is not a subclass of fedopt.client.attacks.Attack', key="attack.name"
+        )
+    return found
+
+
 def _check_privacy(
     config: Config,
     strategy: type[FederatedStrategy],
     algorithm: LocalAlgorithm,
     layout: ParameterLayout,
+    moving: Sequence[str],
 ) -> None:
     """Refuse noise that would not hide what a client sends, with the reason."""
     key, name = "uplink.privacy.noise_multiplier", config.strategy.name
@@ -207,11 +271,18 @@ def _check_privacy(
         != "uniform",
         f"the server of {name} sees each update, not their sum": collected(algorithm),
         f"clients of {name} also send {', '.join(beside)}, which no noise hides": bool(beside),
-        f"the server of {name} uses what clients report of their steps": not strategy.uses_only_sums
-        or bool(options.get("adaptive")),
-        "clients also send buffers (running statistics), which no noise hides; use a model without "
-        "BatchNorm": any(spec.dtype.is_floating_point for spec in layout.buffers)
-        and config.strategy.name != "fedbn",
+        f"the server of {name} uses what clients report of their steps": (
+            not strategy.relies_on_sums() or bool(options.get("adaptive"))
+        ),
+        f"clients also send buffers ({', '.join(moving)}), which no noise hides; use a model "
+        "without BatchNorm": bool(moving),
+        "server.swa asks clients for BatchNorm's statistics, which no noise hides": (
+            config.server_swa.is_on and any("running_mean" in spec.name for spec in layout.buffers)
+        ),
+        "of stragglers a share is drawn, so that one client changes what others do; leave "
+        "system.stragglers out": config.system.stragglers > 0,
+        "cohorts must be drawn from all clients, and must not depend on each other's devices; "
+        "leave devices, availability, failures and policy out": systems.is_on(config),
         "compression of each noisy update would not leave the sum what the accountant assumes; "
         "leave uplink.compression out": config.uplink_compression.name != "none",
         "server.curriculum samples by the clients' losses": config.server_curriculum.is_on,
@@ -229,6 +300,12 @@ def _codec(choice: Choice, key: str) -> Codec | None:
     if choice.name == "random_k":
         options["scaled"] = not feedback
     codec: Codec = _made(choice, "codecs", key, options)
+    for name in ("nbytes", "compress"):
+        if not callable(getattr(codec, name, None)):
+            raise ConfigError(
+                f'"{choice.name}" has no {name}(); a codec is what fedopt.compression.Codec says',
+                key=f"{key}.name",
+            )
     return codec
 
 

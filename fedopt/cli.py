@@ -1,6 +1,6 @@
 """The `fedopt` command. Heavy imports happen inside the commands, so that `--help` is instant.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted. With `--json` standard output
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted, 143 terminated. With `--json` standard output
 holds JSON alone; progress and messages go to standard error.
 """
 
@@ -230,10 +230,12 @@ def _guarded(command: Callable[[], None], debug: bool) -> None:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
+        for note in getattr(error, "__notes__", ()):
+            typer.echo(note, err=True)
         raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as error:
+        typer.echo(str(error) or "interrupted", err=True)
+        raise typer.Exit(getattr(error, "exit_code", 130)) from None
 
 
 def _config(arguments: list[str]) -> Any:
@@ -468,8 +470,6 @@ def _plain_default(field: Any) -> Any:
 
 def _check_out(out: Path) -> None:
     """Refuse a folder that holds something, before any data is loaded."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(
-            f'"{out}" exists and is not an empty folder; choose another, or `fedopt resume {out}`',
-            key="out",
-        )
+    from fedopt.analysis.store import check_free
+
+    check_free(out)

@@ -21,11 +21,13 @@ from pydantic import BaseModel
 from fedopt.errors import ConfigError, did_you_mean
 from fedopt.registry import Options, get, import_object
 from fedopt.schema import (
+    ArrivalTable,
     CheckpointTable,
     ClipTable,
     CurriculumTable,
     EngineTable,
     EvaluationTable,
+    FailuresTable,
     GradientTable,
     LocalSwaTable,
     LocalTable,
@@ -66,10 +68,14 @@ CHOICES: dict[str, str] = {
     "uplink.compression": "codecs",
     "downlink.compression": "codecs",
     "attack": "attacks",
+    "drift": "drifts",
+    "system.devices": "devices",
+    "system.availability": "availabilities",
+    "policy": "policies",
 }
 """Dotted key of a table with a name -> the registry's kind."""
 
-OPEN = ("model", "local.optimizer", "server.optimizer", "uplink.compression", "attack")
+OPEN = ("model", "local.optimizer", "server.optimizer", "uplink.compression", "attack", "drift")
 """Tables whose name may be a `"package.module:object"` of the user's, with any options."""
 
 DEFAULT_NAMES: dict[str, str] = {
@@ -83,6 +89,10 @@ DEFAULT_NAMES: dict[str, str] = {
     "uplink.compression": "none",
     "downlink.compression": "none",
     "attack": "none",
+    "drift": "none",
+    "system.devices": "none",
+    "system.availability": "always",
+    "policy": "synchronous",
 }
 
 
@@ -113,8 +123,14 @@ class Config:
         default_factory=lambda: default_choice("downlink.compression")
     )
     attack: Choice = field(default_factory=lambda: default_choice("attack"))
+    drift: Choice = field(default_factory=lambda: default_choice("drift"))
+    arrival: ArrivalTable = field(default_factory=ArrivalTable)
     search: SearchTable = field(default_factory=SearchTable)
     system: SystemTable = field(default_factory=SystemTable)
+    devices: Choice = field(default_factory=lambda: default_choice("system.devices"))
+    availability: Choice = field(default_factory=lambda: default_choice("system.availability"))
+    failures: FailuresTable = field(default_factory=FailuresTable)
+    policy: Choice = field(default_factory=lambda: default_choice("policy"))
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
     checkpoint: CheckpointTable = field(default_factory=CheckpointTable)
@@ -130,8 +146,10 @@ class Config:
         "server.curriculum": ServerCurriculumTable,
         "uplink.clip": ClipTable,
         "uplink.privacy": PrivacyTable,
+        "arrival": ArrivalTable,
         "search": SearchTable,
         "system": SystemTable,
+        "system.failures": FailuresTable,
         "engine": EngineTable,
         "evaluation": EvaluationTable,
         "checkpoint": CheckpointTable,

@@ -7,6 +7,7 @@ message without a traceback and ends with its `exit_code`. Bugs raise anything e
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -58,8 +59,27 @@ class RunError(FedoptError):
     """A run cannot go on: every client failed, a worker cannot be replaced, a lost reply."""
 
 
+class DiskFullError(RunError):
+    """A file cannot be written because the disk is full, or the user's quota is used up."""
+
+
+class ReplyError(RunError):
+    """What a node answered is not what it was asked for, or not finite."""
+
+
 class NotFiniteError(RunError):
     """The server's model is not finite: training has diverged."""
+
+
+def unwritable(what: object, error: OSError) -> RunError:
+    """Return the error for something that the system does not let be written.
+
+    Args:
+        what: a path, or words for it.
+        error: what the system said.
+    """
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RunError
+    return kind(f"cannot write {what}: {error.strerror or error}.")
 
 
 def did_you_mean(got: str, allowed: Iterable[str]) -> str:

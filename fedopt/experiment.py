@@ -15,9 +15,12 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from fedopt import systems
 from fedopt.channels import check_channel, make_channel, make_hostility, make_privacy, sent_part
 from fedopt.client.algorithm import THRESHOLD, LocalAlgorithm, needs_start_loss
 from fedopt.client.attacks import Hostility
@@ -35,9 +38,10 @@ from fedopt.client.search import SearchEngine
 from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.trainer import Engine, Trainer
 from fedopt.config import Config
-from fedopt.data.arrays import ArrayPopulation
-from fedopt.data.population import Population, build_population
+from fedopt.data.population import Examples, Population, build_population
+from fedopt.drift.population import Drift, DriftedPopulation
 from fedopt.errors import ConfigError
+from fedopt.evolving import check_inputs, make_arrival, make_drift, with_unseen
 from fedopt.local import base_lr, make_rates, make_recipe, server_rule
 from fedopt.models.layout import ParameterLayout
 from fedopt.optim.kronecker import KroneckerModel, UnsupportedModelError
@@ -46,10 +50,12 @@ from fedopt.search.bilevel import SearchSettings
 from fedopt.search.supernet import Supernet
 from fedopt.seeds import torch_seed
 from fedopt.selection import Selecting
+from fedopt.server.arrival import Arrival
 from fedopt.server.blocks import client_cost, default_block_size
 from fedopt.server.catalogue import CentralisedOptions
 from fedopt.server.pooled import PooledPopulation
 from fedopt.server.privacy import Privacy
+from fedopt.systems import SystemPlan
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
@@ -82,15 +88,7 @@ class Experiment:
         Raises:
             ConfigError: data, model, loss and configuration do not fit.
         """
-        population = build_population(
-            config.data.name,
-            config.data.options,
-            config.partition.name,
-            config.partition.options,
-            seed=config.seed,
-            dtype=config.run.dtype,
-        )
-        population = population_for(config, population)
+        population = configured_population(config)
         experiment = cls(config, population, model_factory(config, population), load_loss(config))
         experiment.check()
         return experiment
@@ -196,6 +194,7 @@ class Experiment:
             selector=self.selecting.selector(device),
             scorer=scorer,
             hostility=self.hostility,
+            population_at=self.population_at,
         )
 
     @cached_property
@@ -237,7 +236,7 @@ class Experiment:
         Raises:
             ConfigError: a codec cannot be made.
         """
-        return make_channel(self.config, self._sent_part, self.privacy)
+        return make_channel(self.config, lambda: self._sent_part, self.privacy)
 
     @cached_property
     def privacy(self) -> Privacy | None:
@@ -250,6 +249,40 @@ class Experiment:
         return make_privacy(self.config, clients, self.cohort_size())
 
     @cached_property
+    def system(self) -> SystemPlan | None:
+        """Devices and policy of rounds on the virtual clock, where there is one.
+
+        Raises:
+            ConfigError: a file of devices or of a trace cannot be read.
+        """
+        if not systems.is_on(self.config):
+            return None
+        counts = self.config.system.speed_counts == "operations"
+        operations = self._operations() if counts else 1.0
+        layout = ParameterLayout.of(self.build_model())
+        # Parameters, gradients and the optimizer's slots; activations are not counted.
+        copies = 2 + len(self.recipe.rule.slots)
+        return systems.make_system(
+            self.config,
+            self.cohort_size(),
+            self.recipe.gradients_per_step,
+            operations,
+            copies * layout.parameter_nbytes,
+        )
+
+    def _operations(self) -> float:
+        """Return the floating-point operations of a gradient of one example."""
+        model = self.build_model()
+        client = int(np.flatnonzero(self.population.sizes)[0])
+        inputs, targets = (
+            torch.from_numpy(part[:1].copy()) for part in self.population.train(client)
+        )
+        model.eval()
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.backward(self.loss(model(inputs), targets))
+        return float(counter.get_total_flops())
+
+    @cached_property
     def hostility(self) -> Hostility | None:
         """Which clients are hostile, and what they do.
 
@@ -257,7 +290,63 @@ class Experiment:
             ConfigError: the attack cannot be made.
         """
         population = self.population
-        return make_hostility(self.config, self._sent_part, population.sizes, population.classes)
+        return make_hostility(
+            self.config,
+            lambda: self._sent_part,
+            population.sizes,
+            population.classes,
+            self.vector_sizes,
+        )
+
+    @property
+    def members(self) -> Population:
+        """All clients one by one, whatever they are pooled to."""
+        population = self.population
+        return population.members if isinstance(population, PooledPopulation) else population
+
+    @cached_property
+    def drift(self) -> Drift | None:
+        """Whose examples change with the rounds, and how.
+
+        Raises:
+            ConfigError: the drift does not fit the data or the rounds.
+        """
+        return make_drift(self.config, self.members)
+
+    @cached_property
+    def arrival(self) -> Arrival | None:
+        """Who is there by which round, or None for all.
+
+        Raises:
+            ConfigError: nobody is there at first, or rounds are out of range.
+        """
+        return make_arrival(self.config, self.population.sizes)
+
+    @property
+    def unseen(self) -> npt.NDArray[np.int64]:
+        """Ids of the clients that never train and are evaluated, ascending."""
+        found: npt.NDArray[np.int64] = getattr(self.members, "unseen", np.zeros(0, np.int64))
+        return found
+
+    def members_at(self, round: int) -> Population:
+        """Return all clients one by one, as they are in a round."""
+        drift, members = self.drift, self.members
+        if drift is None or drift.is_still(round):
+            return members
+        return cast(Population, DriftedPopulation(members, drift, round))
+
+    def population_at(self, round: int) -> Population:
+        """Return the population as it is in a round."""
+        drifted = self.members_at(round)
+        if drifted is self.members:
+            return self.population
+        if isinstance(self.population, PooledPopulation):
+            return cast(Population, PooledPopulation(drifted))
+        return drifted
+
+    def drifted_test(self, round: int) -> Examples | None:
+        """Return the test set as the clients see the world in a round; None: there is none."""
+        return self.members_at(round).test()
 
     @cached_property
     def _sent_part(self) -> SentPart:
@@ -361,6 +450,7 @@ class Experiment:
         self._check_server_optimizer(strategy)
         self._check_personal()
         self._check_channel(strategy)
+        self._check_system(strategy)
         self.rates()
         metric = getattr(self.config.schedule.options, "metric", "")
         if metric.endswith("accuracy") and self.population.classes is None:
@@ -377,14 +467,37 @@ class Experiment:
                 key="evaluation.validation_clients",
             )
         self._check_model()
+        self._check_evolving()
         self._check_search()
         self._check_curvature()
         assert self.engine_choice
+
+    def _check_evolving(self) -> None:
+        """Check who drifts, who joins when, and who never trains."""
+        if self.drift is not None:
+            check_inputs(self.config, self.drift, self.population)
+        assert self.arrival is None or self.arrival.founders
+        strategy = load_strategy(self.config.strategy.name)
+        if len(self.unseen) and self.personal is not None and not strategy.sends_personal:
+            raise ConfigError(
+                f"got {self.config.evaluation.unseen_clients} with {self.config.strategy.name}, "
+                "whose clients each keep a part of the model: those that never train have none; "
+                "use 0, or a strategy with one model for all (ditto has one besides)",
+                key="evaluation.unseen_clients",
+            )
 
     def _check_personal(self) -> None:
         """Check that personal models are measured, and that the model can be split."""
         if self.personal is None:
             return
+        name = self.config.strategy.name
+        sends_all = load_strategy(name).sends_personal
+        if self.config.local.optimizer_state == "average" and not sends_all:
+            raise ConfigError(
+                f'got "average" with {name}, whose clients do not send all of their model, and so '
+                'not all of its moments; use "reset" or "keep"',
+                key="local.optimizer_state",
+            )
         if self.personal.phases is not None and self._fewest_steps < 2:
             raise ConfigError(
                 f"{self.config.strategy.name} trains head and body in steps of their own, but a "
@@ -402,11 +515,25 @@ class Experiment:
                 )
             log.warning("evaluation.validation_clients is %s: test columns show the server's", says)
 
+    def _check_system(self, strategy: type[FederatedStrategy]) -> None:
+        """Check devices, availability and policy, and what goes with them."""
+        clients = int(np.count_nonzero(self.population.sizes))
+        systems.check_system(
+            self.config, strategy, self.local_algorithm(), clients, self.cohort_size()
+        )
+        assert self.system is None or self.system.policy
+
     def _check_channel(self, strategy: type[FederatedStrategy]) -> None:
         """Check what happens to updates on their way, and hostile clients."""
         layout = ParameterLayout.of(self.build_model())
-        classes = self.population.classes
-        check_channel(self.config, strategy, self.local_algorithm(), layout, classes)
+        check_channel(
+            self.config,
+            strategy,
+            self.local_algorithm(),
+            layout,
+            self.population.classes,
+            self._moving_buffers(layout),
+        )
         privacy, clients = self.privacy, int(np.count_nonzero(self.population.sizes))
         if privacy is not None and privacy.delta >= 1 / clients:
             log.warning(
@@ -417,6 +544,17 @@ class Experiment:
             )
         if privacy is not None and privacy.is_poisson and self.cohort_size() < clients:
             log.info("cohorts are of %d clients in expectation", self.cohort_size())
+
+    def _moving_buffers(self, layout: ParameterLayout) -> list[str]:
+        """Return the names of the buffers that clients change and send."""
+        buffers = dict(self.build_model().named_buffers())  # without frozen parameters
+        kept = set() if self.personal is None else set(self.personal.buffers.tolist())
+        found, first = [], 0
+        for spec in layout.buffers:
+            if spec.name in buffers and first not in kept:
+                found.append(spec.name)
+            first += spec.size
+        return found
 
     def _check_server_optimizer(self, strategy: type[FederatedStrategy]) -> None:
         """Check that a server optimizer goes with the strategy."""
@@ -454,11 +592,11 @@ class Experiment:
             looks_up = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in model.modules())
             if (
                 looks_up
-                and isinstance(population, ArrayPopulation)
+                and hasattr(self.members, "use_integer_inputs")
                 and inputs.is_floating_point()
                 and _takes(model, inputs.long())
             ):
-                population.use_integer_inputs()
+                population.use_integer_inputs()  # type: ignore[attr-defined]
                 self._check_model()
                 return
             raise ConfigError(
@@ -578,8 +716,30 @@ def cohort_size(clients_per_round: int | float | str, clients: int) -> int:
     return count
 
 
+def configured_population(config: Config) -> Population:
+    """Return the population that a configuration names.
+
+    Raises:
+        ConfigError: data and partition do not fit.
+    """
+    population = build_population(
+        config.data.name,
+        config.data.options,
+        config.partition.name,
+        config.partition.options,
+        seed=config.seed,
+        dtype=config.run.dtype,
+    )
+    return population_for(config, population)
+
+
 def population_for(config: Config, population: Population) -> Population:
-    """Return the population that a strategy trains on: all clients as one where centralised."""
+    """Return the population that a strategy trains on: all clients as one where centralised.
+
+    Raises:
+        ConfigError: so many clients are held out that nobody is left to train.
+    """
+    population = with_unseen(config, population)
     if config.strategy.name != "centralised":
         return population
     return cast(Population, PooledPopulation(population))

@@ -25,15 +25,18 @@ from torch import Tensor, nn
 
 from fedopt.analysis.columns import ROUND_COLUMNS, names
 from fedopt.analysis.progress import Progress
-from fedopt.analysis.store import RunWriter
+from fedopt.analysis.store import RunWriter, last_recorded_round
 from fedopt.analysis.summary import summarise
 from fedopt.architecture_log import ArchitectureLog
+from fedopt.atomic import remove_temporary
 from fedopt.calibration import draw_reliability, final_calibration
 from fedopt.client.trainer import Status
 from fedopt.config import Config
 from fedopt.data.population import Examples
 from fedopt.data.statistics import population_statistics
+from fedopt.errors import DiskFullError, RunError, unwritable
 from fedopt.experiment import Experiment, load_strategy
+from fedopt.interruption import InterruptedRunError
 from fedopt.local import base_lr, make_plateau, server_rule
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
@@ -44,14 +47,23 @@ from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.client_curriculum import ClientCurriculum
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
 from fedopt.server.model_average import ModelAverage
+from fedopt.server.pooled import PooledPopulation
 from fedopt.server.rounds import Federation, RoundRecord, is_due
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
+from fedopt.system.rounds import Schedule, described
 
 log = logging.getLogger("fedopt")
 
 CHECKPOINTS = "checkpoints"
-TOTALS = ("bytes_up", "bytes_down", "wall_seconds", "client_steps", "client_gradients")
+TOTALS = (
+    "bytes_up",
+    "bytes_down",
+    "joules",
+    "wall_seconds",
+    "client_steps",
+    "client_gradients",
+)
 
 
 class Recorder:
@@ -82,11 +94,15 @@ class Recorder:
         self._keep = keep_parameters
         self._scratch = tempfile.TemporaryDirectory(prefix="fedopt-") if not directory else None
         folder = directory or Path(self._scratch.name)  # type: ignore[union-attr]
-        self._checkpoints = load_all(folder / CHECKPOINTS) if resume else []
+        self._checkpoints: list[Checkpoint] = []
         if resume:
+            last = last_recorded_round(folder)
+            # A checkpoint of a later round: the machine went down before its rows were on the disk.
+            self._checkpoints = [c for c in load_all(folder / CHECKPOINTS) if c.round <= last]
             # Without a checkpoint the run begins again: it would give the same bits.
             reached = self._checkpoints[-1].round if self._checkpoints else 0
             self.writer = RunWriter.resume(folder, reached)
+            remove_temporary(folder / CHECKPOINTS)
         else:
             self.writer = RunWriter(directory)
         self.strategy = make_strategy(experiment, folder / "clients")
@@ -96,6 +112,9 @@ class Recorder:
             else None
         )
         self._last_round = reached if resume else 0
+        self._saved_rounds = [c.round for c in self._checkpoints]
+        self._saved_at = time.monotonic()
+        self._is_settled = False  # whether the strategy's state is that after the last round
         self._snapshots: dict[int, Snapshot] = {}
         self._totals = dict.fromkeys(TOTALS, 0.0)
         self._started = 0.0
@@ -112,15 +131,45 @@ class Recorder:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.progress.close()
-        if not isinstance(error, KeyboardInterrupt):
-            self._draw_population()
-        if error is not None and self.writer.directory is not None:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            facts = {"status": status, "error": str(error) or type(error).__name__}
-            self.writer.write_json("summary.json", summarise(self.writer.rows, facts))
-        self.writer.close()
-        if self._scratch:
-            self._scratch.cleanup()
+        try:
+            if error is None:
+                self._draw_population()
+            else:
+                self._record_end(error)
+        finally:
+            self.writer.close()
+            if self._scratch:
+                self._scratch.cleanup()
+
+    def _record_end(self, error: BaseException) -> None:
+        """Record what ended the run early, as far as the disk has room for it."""
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        if isinstance(error, DiskFullError):
+            error.add_note(self._what_is_left())
+        try:
+            if isinstance(error, InterruptedRunError) or (is_interrupted and self._is_settled):
+                self._checkpoint_of_the_end()
+            if self.writer.directory is not None:
+                status = "interrupted" if is_interrupted else "failed"
+                facts = {"status": status, "error": str(error) or type(error).__name__}
+                self.writer.write_json("summary.json", summarise(self.writer.rows, facts))
+            if not is_interrupted:
+                self._draw_population()
+        except (RunError, OSError) as second:  # the first error is the one to be told
+            log.warning("%s", second)
+
+    def _what_is_left(self) -> str:
+        """Say what a run can go on from whose disk was full."""
+        saved, directory = self._saved_rounds, self.writer.directory
+        kept = f"the checkpoint of round {saved[-1]} is whole" if saved else "no checkpoint was due"
+        return f"{kept}; make room, then: fedopt resume {directory}"
+
+    def _checkpoint_of_the_end(self) -> None:
+        """Write a checkpoint of the last finished round, unless it has one."""
+        checkpoint = self.experiment.config.checkpoint
+        wanted = checkpoint.every or checkpoint.minutes is not None
+        if wanted and self._last_round and self._last_round not in self._saved_rounds:
+            self._checkpoint(self._last_round, checkpoint.keep)
 
     def start(self, evaluator: Evaluator) -> tuple[Any, int]:
         """Write what is known before training; return the first model and the first round."""
@@ -163,6 +212,7 @@ class Recorder:
     def evaluate(self, evaluator: Evaluator, grid: Grid, arrays: ArrayRecord) -> dict[str, float]:
         """Evaluate the model, and the averaged one, on the test set."""
         metrics = self._measured(evaluator, self.strategy.state, grid, arrays)
+        metrics |= self._drifted(evaluator, grid, arrays)
         averaged = self.averaged(evaluator, grid)
         if averaged is not None:
             measured = self._measured(evaluator, averaged, grid, None)
@@ -209,6 +259,20 @@ class Recorder:
         config = ConfigRecord(self.message_config)
         return _test_metrics(measure_on_grid(grid, evaluator, arrays, test, config))
 
+    def _drifted(self, evaluator: Evaluator, grid: Grid, arrays: ArrayRecord) -> dict[str, float]:
+        """Evaluate the model on the test set as the clients see the world, where it drifts."""
+        drift, record, test = self.experiment.drift, self.strategy.record, self._test
+        if drift is None or record is None or test is None or not test.size:
+            return {}
+        now = drift.test(test, record.round)  # the same where nothing has changed yet
+        config = ConfigRecord({**self.message_config, "drift-round": record.round})
+        shares = isinstance(grid, DirectGrid) and len(grid.get_node_ids()) > 1
+        if shares and evaluator.batches(now) > 1:
+            measured = measure_on_grid(grid, evaluator, arrays, now, config)
+        else:
+            measured = evaluator.measure(self.strategy.state, now)
+        return {"drift_test_loss": measured.loss, "drift_test_accuracy": measured.accuracy}
+
     @property
     def is_over(self) -> bool:
         """Whether the run ends before its last round: the search of an architecture collapsed."""
@@ -231,9 +295,15 @@ class Recorder:
         trained = (Status.TRAINED, Status.PARTIAL)
         columns["bytes_up"] = [up if status in trained else 0 for status in reports.status]
         columns["bytes_down"] = [down] * len(reports.client)
+        if record.schedule is not None:
+            columns |= self._clock_columns(record.schedule)
         hostility = experiment.hostility
         hostile = set() if hostility is None else set(hostility.among(reports.client))
         columns["hostile"] = [int(place in hostile) for place in range(len(reports.client))]
+        drift, arrival = experiment.drift, experiment.arrival
+        columns["drift_group"] = [0] * len(reports.client)
+        if drift is not None and not isinstance(experiment.population, PooledPopulation):
+            columns["drift_group"] = drift.groups[reports.client].tolist()
         self.writer.add_clients(columns)
         row = {
             "round": record.round,
@@ -248,8 +318,11 @@ class Recorder:
             "skipped_steps": sum(reports.skipped_steps),
             "available_share": _mean_of_known(reports.available_share),
             "selected_share": _mean_of_known(reports.selected_share),
+            "drift": math.nan if drift is None else drift.amount(record.round),
+            "joined_clients": None if arrival is None else arrival.joined(record.round),
             "clip_norm": record.clip_norm,
             "epsilon": record.epsilon,
+            **self._clock(record.schedule),
             "bytes_up": int(totals["bytes_up"]),
             "bytes_down": int(totals["bytes_down"]),
             "wall_seconds": totals["wall_seconds"],
@@ -259,10 +332,13 @@ class Recorder:
         self._last_round = record.round
         if self._architecture is not None:
             row |= self._architecture.observe(record.round, self.strategy.state)
-        self.writer.add_round(row)
+        named = self.strategy.layout.named(self.strategy.state, copy=False)
+        self.writer.add_round({**row, "model_sha256": digest(named)})
         self.progress.update(row)
         checkpoint = self.experiment.config.checkpoint
-        if checkpoint.every and record.round % checkpoint.every == 0:
+        minutes = checkpoint.minutes or math.inf
+        is_late = time.monotonic() - self._saved_at >= 60 * minutes
+        if is_late or (checkpoint.every and record.round % checkpoint.every == 0):
             self._checkpoint(record.round, checkpoint.keep)
         if self._keep:
             self._snapshots[record.round] = self._snapshot(with_clients=True)
@@ -270,6 +346,7 @@ class Recorder:
     def finish(self) -> Run:
         """Write the results and return the run."""
         config, writer = self.experiment.config, self.writer
+        self._is_settled = True
         last = self._last_round
         if last not in self._snapshots:
             self._snapshots[last] = self._snapshot(with_clients=self.strategy.is_small)
@@ -309,6 +386,10 @@ class Recorder:
             facts["privacy"] = self.experiment.privacy.facts(last)
         if self.experiment.hostility is not None:
             facts["hostile_clients"] = len(self.experiment.hostility.clients)
+        if self.experiment.drift is not None:
+            facts["drift"] = self.experiment.drift.facts()
+        if len(self.experiment.unseen):
+            facts["unseen_clients"] = len(self.experiment.unseen)
         averaged: dict[str, Tensor] | None = None
         if self._average is not None and self._averaged_state is not None:
             averaged = self.strategy.layout.named(self._averaged_state)
@@ -342,6 +423,28 @@ class Recorder:
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
         return run
+
+    def _clock(self, schedule: Schedule | None) -> dict[str, float]:
+        """Return the columns of the virtual clock after a round, where there is one."""
+        if schedule is None:
+            return {}
+        self._totals["joules"] += float(schedule.parts.joules.sum())
+        return {"sim_seconds": schedule.end, "joules": self._totals["joules"]}
+
+    def _clock_columns(self, schedule: Schedule) -> dict[str, list[Any]]:
+        """Return the columns of clients on the virtual clock, in ascending order of the ids."""
+        parts = schedule.parts
+        return {
+            "sim_start": parts.start.tolist(),
+            "download_seconds": parts.download.tolist(),
+            "compute_seconds": parts.compute.tolist(),
+            "upload_seconds": parts.upload.tolist(),
+            "joules": parts.joules.tolist(),
+            "staleness": [int(used - schedule.round) if used > 0 else -1 for used in parts.used_in],
+            "reason": described(parts.outcome),
+            "bytes_up": parts.up.tolist(),
+            "bytes_down": parts.down.tolist(),
+        }
 
     def _sharpness(self, round: int) -> dict[str, float]:
         """Return the columns of the test loss's sharpness, where the round has them."""
@@ -397,16 +500,24 @@ class Recorder:
         if directory is None:
             return
         folder = directory / CHECKPOINTS
-        rows = strategy.store.checkpoint(round) if strategy.store else {}
         arrays = strategy.layout.named(strategy.state)
         vectors = strategy.saved_vectors()
         if self._average is not None:
             vectors |= self._average.vectors()
-        Checkpoint(round, arrays, vectors, rows, dict(self._totals)).save(folder)
-        for old, path in list(saved_rounds(folder).items())[:-keep]:
-            path.unlink()
-            if strategy.store:
-                strategy.store.release(old)
+        try:
+            self.writer.sync()
+            rows = strategy.store.checkpoint(round) if strategy.store else {}
+            Checkpoint(round, arrays, vectors, rows, dict(self._totals)).save(folder)
+        except OSError as error:
+            raise unwritable(f"the checkpoint of round {round}", error) from error
+        self._saved_at = time.monotonic()
+        self._saved_rounds = [*self._saved_rounds, round][-keep:]
+        # Those that could not be read are not among the ones that count, and go too.
+        for old, path in saved_rounds(folder).items():
+            if old not in self._saved_rounds:
+                path.unlink(missing_ok=True)
+                if strategy.store:
+                    strategy.store.release(old)
 
     def _snapshot(self, with_clients: bool) -> Snapshot:
         strategy = self.strategy
@@ -453,6 +564,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         stragglers=config.system.stragglers,
         block_size=experiment.block_size,
         skip_failed=config.engine.on_client_error == "skip",
+        max_client_failures=config.engine.max_client_failures,
         validation_clients=config.evaluation.validation_clients,
         evaluate_every=config.evaluation.every,
         rounds=config.rounds,
@@ -477,6 +589,9 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         channel=experiment.channel,
         privacy=experiment.privacy,
         hostility=experiment.hostility,
+        system=experiment.system,
+        arrival=experiment.arrival,
+        unseen=tuple(experiment.unseen.tolist()),
         server_rule=server_rule(config),
         plateau=make_plateau(config),
         lr=base_lr(config),

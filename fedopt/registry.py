@@ -29,6 +29,10 @@ KINDS: dict[str, str] = {
     "losses": "local.loss",
     "codecs": "uplink.compression.name",
     "attacks": "attack.name",
+    "drifts": "drift.name",
+    "devices": "system.devices.name",
+    "availabilities": "system.availability.name",
+    "policies": "policy.name",
     "engines": "engine.name",
 }
 """Kind of entry -> the configuration key that names one of it."""
@@ -149,6 +153,6 @@ def _import_hint(module_name: str) -> str:
 
 def fill() -> None:
     """Register everything that comes with fedopt (idempotent)."""
-    inner = ("data", "models", "optim", "schedules", "compression")
+    inner = ("data", "models", "optim", "schedules", "compression", "drift", "system")
     for package in (*inner, "server", "client", "simulation"):
         importlib.import_module(f"fedopt.{package}.catalogue")

@@ -13,11 +13,12 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
@@ -26,14 +27,16 @@ from fedopt.analysis.store import default_directory
 from fedopt.client.losses import Loss
 from fedopt.config import Choice, Config, from_run_config, load
 from fedopt.data import ListPopulation
-from fedopt.errors import ConfigError
+from fedopt.errors import ClientError, ConfigError
 from fedopt.experiment import (
     Experiment,
     ModelFactory,
+    configured_population,
     load_loss,
     model_factory,
     population_for,
 )
+from fedopt.interruption import Interruption
 from fedopt.memory import keep_freed_memory
 from fedopt.models.layout import ParameterLayout
 from fedopt.recorder import Recorder, make_strategy
@@ -41,6 +44,7 @@ from fedopt.registry import Options, get
 from fedopt.results import Run
 from fedopt.server.evaluation import Evaluator
 from fedopt.server.rounds import is_due
+from fedopt.server.strategy import FederatedStrategy
 from fedopt.single_thread import single_thread
 
 __all__ = ["Run", "execute", "in_memory", "preview", "server_app", "simulate", "train"]
@@ -139,7 +143,7 @@ def in_memory(
     else:
         if test is not None:
             raise ConfigError("a test set in memory needs clients in memory", key="test")
-        population = Experiment.from_config(config).population
+        population = configured_population(config)
     if model is None:
         factory = model_factory(config, population)
     elif isinstance(model, nn.Module):
@@ -177,44 +181,95 @@ def execute(
         progress: shows the rounds.
         keep_parameters: keep parameters and state of every round.
         resume: go on from the newest checkpoint in `directory`.
+
+    Raises:
+        ClientError: a client failed; a note says how to rerun it alone.
+        InterruptedRunError: Ctrl-C or SIGTERM; the last finished round has a checkpoint.
+        RunError: the run cannot go on.
     """
     grid_class = get("engines", experiment.config.engine.name).load()
     grid_class.check(experiment)
     keep_freed_memory()
     with (
         single_thread(),
+        Interruption() as interruption,
         Recorder(experiment, directory, progress, keep_parameters, resume) as recorder,
     ):
         with grid_class(experiment) as grid:
-            train(experiment, recorder, grid)
+            interruption.install()
+            try:
+                train(experiment, recorder, grid, interruption)
+            except ClientError as error:
+                _say_how_to_replay(error, experiment.config, directory)
+                raise
         return recorder.finish()
 
 
-def train(experiment: Experiment, recorder: Recorder, grid: Grid) -> None:
-    """Do the rounds: the whole of federated training, one line a step."""
+def train(
+    experiment: Experiment,
+    recorder: Recorder,
+    grid: Grid,
+    interruption: Interruption | None = None,
+) -> None:
+    """Do the rounds: the whole of federated training, one line a step.
+
+    Args:
+        experiment: the checked experiment.
+        recorder: whose strategy is driven, and which records the rounds.
+        grid: where clients run.
+        interruption: says when a signal may end the run; None leaves signals alone.
+    """
+    interruption = interruption or Interruption()
     config = experiment.config
     strategy = recorder.strategy
     evaluator = Evaluator(experiment)
     message_config = ConfigRecord(recorder.message_config)
     arrays, first = recorder.start(evaluator)
     for round in range(first, config.rounds + 1):
-        messages = strategy.configure_train(round, arrays, message_config, grid)
-        replies = grid.send_and_receive(messages)
-        new_arrays, _ = strategy.aggregate_train(round, replies)
-        assert new_arrays is not None
+        arrays = drive_round(strategy, round, arrays, message_config, grid, interruption)
         assert strategy.record is not None
-        arrays = new_arrays
         recorder.observe(round)
-        questions = list(strategy.configure_evaluate(round, arrays, message_config, grid))
-        if questions:
-            strategy.aggregate_evaluate(round, grid.send_and_receive(questions))
         is_measured = is_due(round, config.evaluation.every, config.rounds)
         metrics = recorder.evaluate(evaluator, grid, arrays) if is_measured else {}
         recorder.record(strategy.record, metrics)
         if recorder.is_over:
             log.warning("round %d: the architecture has collapsed to skips; the search ends", round)
             break
+    interruption.check()
     recorder.averaged(evaluator, grid)  # which a run resumed after its last round has yet to make
+
+
+def drive_round(
+    strategy: FederatedStrategy,
+    round: int,
+    arrays: ArrayRecord,
+    config: ConfigRecord,
+    grid: Grid,
+    interruption: Interruption,
+) -> ArrayRecord:
+    """Have a strategy do a round, from the model before it to the model after it.
+
+    Args:
+        strategy: keeps the record of the round.
+        round: communication round, from 1.
+        arrays: the model before.
+        config: what every message holds.
+        grid: where clients run.
+        interruption: told when a signal may drop the round: while clients train.
+
+    Raises:
+        InterruptedRunError: a signal came before the round, or while clients trained.
+    """
+    interruption.check()
+    with interruption.anywhere() if strategy.can_drop_rounds else nullcontext():
+        messages = strategy.configure_train(round, arrays, config, grid)
+        replies = grid.send_and_receive(messages)
+    new_arrays, _ = strategy.aggregate_train(round, replies)
+    assert new_arrays is not None
+    questions = list(strategy.configure_evaluate(round, new_arrays, config, grid))
+    if questions:
+        strategy.aggregate_evaluate(round, grid.send_and_receive(questions))
+    return new_arrays
 
 
 def server_app() -> ServerApp:
@@ -264,6 +319,16 @@ def preview(experiment: Experiment) -> dict[str, Any]:
 def run_words(config: Config) -> list[str]:
     """Return the words that name a run's folder."""
     return [config.strategy.name, config.data.name, f"s{config.seed}"]
+
+
+def _say_how_to_replay(error: ClientError, config: Config, directory: Path | None) -> None:
+    """Add the command that reruns the client that failed to the error, as a note."""
+    in_memory = "in_memory" in (config.data.name, config.model.name, config.local.loss)
+    if directory is not None and not in_memory:
+        error.add_note(
+            "rerun this client alone: "
+            f"fedopt replay {directory} --round {error.round} --client {error.client} --pdb"
+        )
 
 
 def _checked(config: Any, tables: Mapping[str, Any]) -> Config:

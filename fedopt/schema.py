@@ -421,6 +421,8 @@ class ClipTable(Table):
     def _begins_somewhere(self) -> ClipTable:
         if self.quantile is not None and self.norm is None:
             raise ValueError("norm: a quantile needs the norm of the first round, > 0")
+        if "lr" in self.model_fields_set and self.quantile is None:
+            raise ValueError("lr: has no effect without a quantile, which the norm follows")
         return self
 
 
@@ -454,6 +456,16 @@ class PrivacyTable(Table):
         "that is more)",
     )
 
+    @model_validator(mode="after")
+    def _has_noise(self) -> PrivacyTable:
+        given = sorted(self.model_fields_set)
+        if given and "noise_multiplier" not in given:
+            raise ValueError(
+                f"noise_multiplier: missing, so that {', '.join(given)} would have no effect; "
+                "without noise there is no privacy"
+            )
+        return self
+
     @property
     def is_on(self) -> bool:
         """Whether noise is added."""
@@ -470,6 +482,61 @@ class SystemTable(Table):
         description="share of the sampled clients that do only a uniformly drawn part of their "
         "local epochs (FedProx, section 5.2), in [0, 1]",
     )
+    speed_counts: Literal["examples", "operations"] = Field(
+        "examples",
+        description="what the devices' speed counts a second: examples of a gradient, or its "
+        "floating-point operations, counted on the model",
+    )
+
+
+class FailuresTable(Table):
+    """Parts of clients that fail, independently in each round."""
+
+    before: float = Field(0.0, ge=0, le=1, description="probability before training, in [0, 1]")
+    during: float = Field(
+        0.0, ge=0, le=1, description="probability at a uniform moment of training, in [0, 1]"
+    )
+    upload: float = Field(
+        0.0, ge=0, le=1, description="probability on the way up, all bytes sent, in [0, 1]"
+    )
+
+
+class ArrivalTable(Table):
+    """Clients that join after the first round, and are not sampled before."""
+
+    share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the clients that join late, in [0, 1); drawn once, as their order is",
+    )
+    first: int = Field(2, ge=2, description="round in which the first of them join, in 2..rounds")
+    last: int | None = Field(
+        None,
+        ge=2,
+        description="round by which all have joined, in first..rounds (default: half of the "
+        "rounds, or first)",
+    )
+    pattern: Literal["uniform", "step"] = Field(
+        "uniform",
+        description="uniform: as many a round; step: in waves, evenly spaced from first to last",
+    )
+    waves: int = Field(1, ge=1, description="step: number of waves, >= 1; one joins at first")
+
+    @model_validator(mode="after")
+    def _has_share(self) -> ArrivalTable:
+        given = sorted(self.model_fields_set)
+        if given and "share" not in given:
+            raise ValueError(
+                f"share: missing, so that {', '.join(given)} would have no effect; use a share in "
+                "(0, 1)"
+            )
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anybody joins late."""
+        return self.share > 0
 
 
 class EngineTable(Table):
@@ -503,6 +570,18 @@ class EngineTable(Table):
     on_client_error: Literal["fail", "skip"] = Field(
         "fail", description="fail: an error in one client ends the run; skip: count and go on"
     )
+    max_client_failures: int | None = Field(
+        None,
+        ge=1,
+        description="skip: failures of one client, over all rounds, after which another one ends "
+        "the run, >= 1 (default: no limit)",
+    )
+
+    @model_validator(mode="after")
+    def _skips(self) -> EngineTable:
+        if self.max_client_failures is not None and self.on_client_error != "skip":
+            raise ValueError('max_client_failures: needs on_client_error = "skip"')
+        return self
 
 
 class EvaluationTable(Table):
@@ -515,6 +594,11 @@ class EvaluationTable(Table):
         ge=0,
         description="clients whose validation split is evaluated (0: none); they are drawn "
         "afresh each time",
+    )
+    unseen_clients: StrictInt | StrictFloat = Field(
+        0,
+        description="clients that never train and are evaluated on all of their training data: a "
+        "count >= 0, or a share in (0, 1); drawn once",
     )
     sharpness_every: int = Field(
         0,
@@ -529,9 +613,24 @@ class EvaluationTable(Table):
         0.05, gt=0, description="radius of the perturbation of test_ball_increase, > 0"
     )
 
+    @model_validator(mode="after")
+    def _leaves_somebody(self) -> EvaluationTable:
+        value = self.unseen_clients
+        if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"unseen_clients: a count must be >= 0, got {value}")
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError(f"unseen_clients: a share must be in (0, 1), got {value}")
+        return self
+
 
 class CheckpointTable(Table):
     """Checkpoints in the run's folder."""
 
     every: int = Field(50, ge=0, description="rounds between checkpoints; 0: none")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="minutes after which a round has a checkpoint too, > 0 (default: rounds alone "
+        "decide); never part of the result's bits",
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept, >= 1")

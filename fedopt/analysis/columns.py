@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["integer", "real", "text"]
+Kind = Literal["integer", "real", "text", "digest", "words"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Column:
 
     Args:
         name: the column's name, the same in files, arguments and documentation.
-        kind: `"integer"`, `"real"` (a float64 that round-trips exactly) or `"text"`.
+        kind: `"integer"`, `"real"` (a float64 that round-trips exactly), `"text"` (a status),
+            `"words"`, or `"digest"` (64 hexadecimal digits).
         unit: unit of the values, `""` for names and `"1"` for pure numbers.
         description: one sentence, for people.
         cumulative: whether the value is a total since round 1 began.
@@ -128,6 +129,54 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "1",
         "Population variance over the evaluated clients of their validation accuracies.",
     ),
+    Column(
+        "drift_test_loss",
+        "real",
+        "loss",
+        "Mean loss on the test set as the clients see the world in the round; empty without drift.",
+        better="lower",
+    ),
+    Column(
+        "drift_test_accuracy",
+        "real",
+        "fraction",
+        "Accuracy on the test set of `drift_test_loss`; `test_accuracy` is on the old concept.",
+        better="higher",
+    ),
+    Column(
+        "unseen_loss",
+        "real",
+        "loss",
+        "Mean loss over the training data of the clients that never train.",
+        better="lower",
+    ),
+    Column(
+        "unseen_accuracy",
+        "real",
+        "fraction",
+        "Accuracy over the training data of the clients that never train.",
+        better="higher",
+    ),
+    Column(
+        "unseen_accuracy_mean",
+        "real",
+        "fraction",
+        "Mean of the accuracies of the clients that never train, each counting the same.",
+        better="higher",
+    ),
+    Column(
+        "unseen_accuracy_worst10",
+        "real",
+        "fraction",
+        "Mean accuracy of the worst tenth of the clients that never train, at least one.",
+        better="higher",
+    ),
+    Column(
+        "unseen_accuracy_variance",
+        "real",
+        "1",
+        "Population variance of the accuracies of the clients that never train.",
+    ),
     *(
         Column(f"swa_{name}", kind, unit, f"`{name}` of the averaged model.", better=better)
         for name, kind, unit, better in _AVERAGED
@@ -184,6 +233,19 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "without self-paced learning.",
     ),
     Column(
+        "drift",
+        "real",
+        "fraction",
+        "How far the drifting clients are from the old concept (0) to the new (1), their mean; "
+        "empty without drift.",
+    ),
+    Column(
+        "joined_clients",
+        "integer",
+        "clients",
+        "Clients that have joined by the round; empty where all are there from the beginning.",
+    ),
+    Column(
         "clip_norm",
         "real",
         "1",
@@ -204,6 +266,13 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Virtual time by the system profile; empty without one.",
         cumulative=True,
     ),
+    Column(
+        "joules",
+        "real",
+        "J",
+        "Energy of clients for computing and transfers, by the system profile; empty without one.",
+        cumulative=True,
+    ),
     Column("wall_seconds", "real", "s", "Real time, resumed parts added up.", cumulative=True),
     Column(
         "client_steps",
@@ -219,6 +288,12 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "Minibatch gradients computed in these steps: two a step with sharpness-aware "
         "minimisation, and twice as many with a gradient penalty.",
         cumulative=True,
+    ),
+    Column(
+        "model_sha256",
+        "digest",
+        "",
+        "SHA-256 of the model's arrays after the round: `fedopt verify` compares by it.",
     ),
 )
 """Columns of `rounds.csv`, in order: one row a round."""
@@ -274,7 +349,31 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
     ),
     Column("bytes_up", "integer", "bytes", "Sent from the client to the server in the round."),
     Column("bytes_down", "integer", "bytes", "Sent from the server to the client in the round."),
+    Column(
+        "sim_start",
+        "real",
+        "s",
+        "Virtual time at which the client's part began; empty without a system profile.",
+    ),
+    Column("download_seconds", "real", "s", "Virtual seconds of its download."),
+    Column("compute_seconds", "real", "s", "Virtual seconds of its local steps."),
+    Column("upload_seconds", "real", "s", "Virtual seconds of its upload."),
+    Column("joules", "real", "J", "Energy of its computing and transfers."),
+    Column(
+        "staleness",
+        "integer",
+        "rounds",
+        "Server steps between the client's beginning and its update's use: 0 in synchronous "
+        "rounds, -1 where it was not used.",
+    ),
+    Column("reason", "words", "", "Why its part was not used: failed, left, late, cancelled, ..."),
     Column("hostile", "integer", "1", "1 where the client is one of an attack's, else 0."),
+    Column(
+        "drift_group",
+        "integer",
+        "",
+        "The client's group of drifting clients, from 1; 0: its examples stay as they are.",
+    ),
 )
 """Columns of `clients.csv`, in order: one row per client and round."""
 

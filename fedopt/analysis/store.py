@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS
-from fedopt.analysis.tables import Cell, Table, parse_frame, parse_rows
-from fedopt.atomic import write_atomically
-from fedopt.errors import ConfigError, RunError, did_you_mean
+from fedopt.analysis.tables import Cell, Table, last_whole_round, parse_frame, parse_rows
+from fedopt.atomic import is_temporary, remove_temporary, write_atomically
+from fedopt.errors import ConfigError, did_you_mean, unwritable
+from fedopt.run_lock import LOCK_FILE, RunLock
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,25 +34,31 @@ class RunWriter:
     """Records a run, round by round.
 
     Every line is flushed as it is written, so that a run can be watched, and loses no finished
-    round when its process is killed. Use as a context manager, or `close()` it.
+    round when its process is killed. The folder is locked against other writers. Use as a context
+    manager, or `close()` it.
 
     Args:
         directory: the run's folder, made if need be; None writes nothing at all and keeps the
             record in memory.
 
     Raises:
-        ConfigError: the folder holds something already, or cannot be made.
+        ConfigError: the folder holds something already, cannot be made, or is being written by
+            another process.
+        RunError: the tables cannot be written.
     """
 
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
-        if directory is not None:
-            _create(directory)
+        self._lock = None if directory is None else _create(directory)
         try:
             self._rounds = Table(ROUND_COLUMNS, self._path(ROUNDS_FILE))
             self._clients = Table(CLIENT_COLUMNS, self._path(CLIENTS_FILE))
-        except FileExistsError as error:  # another run began in it this very moment
+        except FileExistsError as error:  # of a program that does not ask for the lock
+            self._release()
             raise _not_empty(directory or Path()) from error
+        except BaseException:
+            self._release()
+            raise
         self._rows: list[dict[str, Cell]] = []
 
     @classmethod
@@ -64,15 +71,21 @@ class RunWriter:
                 are dropped, as is a line that was cut short.
 
         Raises:
-            ConfigError: the folder is not a run's, a table is damaged, or rounds up to
-                `after_round` are missing from it.
+            ConfigError: the folder is not a run's, is being written by another process, a table
+                is damaged, or rounds up to `after_round` are missing from it.
         """
         _check_run(directory)
         writer = cls.__new__(cls)
         writer.directory = directory
-        writer._rounds = Table(ROUND_COLUMNS, directory / ROUNDS_FILE, reopen=True)
-        clients = directory / CLIENTS_FILE
-        writer._clients = Table(CLIENT_COLUMNS, clients, reopen=clients.exists())
+        writer._lock = RunLock(directory)
+        remove_temporary(directory)
+        try:
+            writer._rounds = Table(ROUND_COLUMNS, directory / ROUNDS_FILE, reopen=True)
+            clients = directory / CLIENTS_FILE
+            writer._clients = Table(CLIENT_COLUMNS, clients, reopen=clients.exists())
+        except BaseException:
+            writer._release()
+            raise
         try:
             writer.truncate(after_round)
             last = writer._rows[-1]["round"] if writer._rows else 0
@@ -173,7 +186,7 @@ class RunWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, payload)
         except OSError as error:
-            raise RunError(f"cannot write {path}: {error.strerror or error}.") from error
+            raise unwritable(path, error) from error
         return path
 
     def write_text(self, name: str, text: str) -> Path | None:
@@ -194,9 +207,19 @@ class RunWriter:
         return self.write_text(name, to_json(value))
 
     def close(self) -> None:
-        """Close the files; a record in memory stays readable."""
+        """Close the files and unlock the folder; a record in memory stays readable."""
         self._rounds.close()
         self._clients.close()
+        self._release()
+
+    def sync(self) -> None:
+        """Have the rows so far written to the disk itself, as a checkpoint after them is.
+
+        Raises:
+            RunError: they cannot be.
+        """
+        self._rounds.sync()
+        self._clients.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -208,6 +231,11 @@ class RunWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _path(self, name: str) -> Path | None:
         return None if self.directory is None else self.directory / name
@@ -307,18 +335,88 @@ def default_directory(root: str | Path, words: Sequence[str]) -> Path:
             return directory
 
 
-def _create(directory: Path) -> None:
+def last_recorded_round(directory: Path) -> int:
+    """Return the last round that the tables of a run's folder have; 0 where there is none.
+
+    Raises:
+        ConfigError: the folder is not a run's.
+    """
+    return last_whole_round((_check_run(directory) / ROUNDS_FILE).read_bytes())
+
+
+def check_free(directory: Path) -> None:
+    """Check that a run may begin in a folder: it does not exist, or holds nothing of anybody's.
+
+    What a run left that was ended before it had a configuration counts as nothing.
+
+    Raises:
+        ConfigError: it is a file, or holds something.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise ConfigError(
+            f"{directory} is a file. Give a folder that is empty or does not exist.", key="out"
+        )
+    if not _is_free(directory):
+        raise _not_empty(directory)
+
+
+def check_resumable(directory: Path) -> None:
+    """Check that a folder is a run's, and one that got as far as its configuration.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if directory.is_dir() and not (directory / CONFIG_FILE).exists():
+        names = {path.name for path in directory.iterdir()}
+        if names & {ROUNDS_FILE, CLIENTS_FILE} and _is_free(directory):
+            raise ConfigError(
+                f"{directory} holds the beginning of a run that ended before its configuration "
+                f"was written. Nothing was trained: begin it again with `fedopt run ... --out "
+                f"{directory}`."
+            )
+    _check_run(directory)
+    if not (directory / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{directory} has rounds but no {CONFIG_FILE}: somebody removed it. Put it back; "
+            "without it nobody knows what to go on with."
+        )
+
+
+def _create(directory: Path) -> RunLock:
+    """Return the lock of a new or free folder, emptied of what an ended run began."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        occupied = any(directory.iterdir())
+        check_free(directory)  # before the lock leaves a file in a folder of somebody's
+        lock = RunLock(directory)
     except FileExistsError:
         raise ConfigError(
             f"{directory} is a file. Give a folder that is empty or does not exist.", key="out"
         ) from None
     except OSError as error:
         raise _unmakeable(directory, error) from error
-    if occupied:
-        raise _not_empty(directory)
+    try:
+        check_free(directory)
+        for path in directory.iterdir():
+            if path.name != LOCK_FILE:
+                path.unlink()
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _is_free(directory: Path) -> bool:
+    """Return whether a folder holds at most what a run writes before its configuration."""
+    for path in directory.iterdir():
+        if path.name == LOCK_FILE or is_temporary(path.name):
+            continue
+        if path.name not in (ROUNDS_FILE, CLIENTS_FILE) or not path.is_file():
+            return False
+        if path.read_bytes().partition(b"\n")[2]:  # rows, below the names of the columns
+            return False
+    return True
 
 
 def _not_empty(directory: Path) -> ConfigError:
@@ -374,7 +472,7 @@ def _plain(value: object) -> Cell:
         value = value.item()
     if value is None or value != value:
         return None
-    assert isinstance(value, int | float)
+    assert isinstance(value, int | float | str)
     return value
 
 

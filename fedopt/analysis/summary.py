@@ -21,7 +21,7 @@ _APART = ("test_sharpness", "test_ball_increase")  # measured in rounds of their
 _GROUPS = {
     **{
         prefix: tuple(n for n in names(ROUND_COLUMNS) if n.startswith(prefix) and n not in _APART)
-        for prefix in ("train_", "test_", "validation_", "swa_")
+        for prefix in ("train_", "test_", "validation_", "drift_", "unseen_", "swa_")
     },
     "sharpness": _APART,
 }
@@ -115,10 +115,10 @@ def _final(rows: Sequence[Row]) -> dict[str, object]:
 
 def _best(rows: Sequence[Row]) -> dict[str, object]:
     best: dict[str, object] = {}
-    for column in ROUND_COLUMNS:
+    for column in (column for column in ROUND_COLUMNS if column.better):
         measured = [(_number(row, column.name), _number(row, "round")) for row in rows]
         values = [(value, round_) for value, round_ in measured if value is not None]
-        if column.better and values:
+        if values:
             pick = max if column.better == "higher" else min
             value, round_ = pick(values, key=lambda pair: pair[0])  # the first of equals
             best[column.name] = {"value": value, "round": round_}

@@ -6,16 +6,19 @@ what was written, bit for bit. Which tables a run has is in `store.py`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import operator
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedopt.analysis.columns import CLIENT_STATUSES, Column, Kind, names
 from fedopt.atomic import write_atomically
-from fedopt.errors import ConfigError, RunError, did_you_mean
+from fedopt.errors import ConfigError, RunError, did_you_mean, unwritable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -99,7 +102,7 @@ class Table:
             self._file = io.BytesIO()
             self._file.write(kept)
             return
-        self._file.close()
+        self.close()
         try:
             write_atomically(self.path, kept)
             self._file = open(self.path, "ab")  # noqa: SIM115 (closed in close)
@@ -116,7 +119,20 @@ class Table:
     def close(self) -> None:
         """Close the file; a table in memory stays readable."""
         if self.path is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk, what `add` has said already
+                self._file.close()
+
+    def sync(self) -> None:
+        """Have the rows so far written to the disk itself.
+
+        Raises:
+            RunError: they cannot be.
+        """
+        if self.path is not None:
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
 
     def _append(self, text: str) -> None:
         try:
@@ -156,7 +172,7 @@ def parse_frame(payload: bytes, columns: Sequence[Column], source: Path | None) 
     payload = payload[: payload.rfind(b"\n") + 1]
     _check_shape(payload, columns, source)
     types = {column.name: "float64" for column in columns if column.kind == "real"}
-    types |= {column.name: "str" for column in columns if column.kind == "text"}
+    types |= {column.name: "str" for column in columns if column.kind in ("text", "digest", "words")}
     # The default parser is exact from pandas 3.1 on, where the option is deprecated.
     version = tuple(int(part) for part in pandas.__version__.split(".")[:2])
     exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}
@@ -260,12 +276,40 @@ def _status(value: object) -> str:
     return str(value)
 
 
+def _digest(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r} is not 64 hexadecimal digits")
+    return value
+
+
+def _words(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not _PLAIN.fullmatch(value):
+        raise ValueError(f"{value!r} is not letters, digits, spaces and simple signs")
+    return value
+
+
+_PLAIN = re.compile(r"[\w .:/()-]*")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
 _RENDERERS: dict[Kind, Callable[[object], str]] = {
     "integer": _integer,
     "real": _real,
     "text": _status,
+    "digest": _digest,
+    "words": _words,
 }
-_PARSERS: dict[Kind, Callable[[str], Cell]] = {"integer": int, "real": float, "text": str}
+_PARSERS: dict[Kind, Callable[[str], Cell]] = {
+    "integer": int,
+    "real": float,
+    "text": str,
+    "digest": str,
+    "words": str,
+}
 
 
 def _label(source: Path | None) -> str:
@@ -273,4 +317,14 @@ def _label(source: Path | None) -> str:
 
 
 def _unwritable(path: Path | None, error: OSError) -> RunError:
-    return RunError(f"cannot write {_label(path)}: {error.strerror or error}.")
+    return unwritable(_label(path), error)
+
+
+def last_whole_round(payload: bytes) -> int:
+    """Return the round of the last whole line of a table; 0 where there is none."""
+    *lines, _ = payload.split(b"\n")
+    for line in reversed(lines):
+        first = line.split(b",", 1)[0]
+        if first.isdigit():
+            return int(first)
+    return 0

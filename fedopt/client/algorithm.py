@@ -37,6 +37,8 @@ class LocalTerms:
         start: parameters that each client begins with instead of x, `[G, P]`, or None.
         start_buffers: likewise of the buffers, `[G, Q]` in float64, or None.
         phases: in which steps which parameters are trained, or None for all in all.
+        padding: length of each step's batch, and whether some client has fewer examples, where the
+            group is a part of a larger one; None: as the group needs.
     """
 
     proximal: float = 0.0
@@ -51,6 +53,7 @@ class LocalTerms:
     start: Tensor | None = None
     start_buffers: Tensor | None = None
     phases: Phases | None = None
+    padding: Sequence[tuple[int, bool]] | None = None
 
     @property
     def is_additive(self) -> bool:
@@ -169,7 +172,7 @@ class LocalAlgorithm(Protocol):
 
     The vectors of `broadcast` include x and the server's buffers, as `PARAMETERS` and `BUFFERS`.
     What only some algorithms declare is read by the functions below: `state_scalars`, `collected`,
-    `needs_start_loss`, `second`, `send`.
+    `needs_start_loss`, `second`, `send`, `settle`.
     """
 
     @property
@@ -214,6 +217,22 @@ def second_training(
     second = getattr(algorithm, "second", None)
     terms: LocalTerms | None = None if second is None else second(broadcast, state)
     return terms
+
+
+def settled(algorithm: LocalAlgorithm, update: ClientUpdate, state: Vectors) -> Vectors:
+    """Return what clients keep once it is known what has arrived of their update.
+
+    Where the server's state is the mean of the clients', as SCAFFOLD's is, they go on from what it
+    has added up, not from what they would have sent without clipping, noise and compression.
+
+    Args:
+        algorithm: the strategy's client side.
+        update: what has arrived, and what they would keep.
+        state: what they kept before.
+    """
+    settle = getattr(algorithm, "settle", None)
+    found: Vectors = update.state if settle is None else settle(update, state)
+    return found
 
 
 @dataclass(frozen=True)
@@ -298,6 +317,10 @@ class WrappedAlgorithm:
     def finish(self, result: LocalResult, broadcast: Vectors, state: Vectors) -> ClientUpdate:
         """Return the algorithm's update."""
         return self.inner.finish(result, broadcast, state)
+
+    def settle(self, update: ClientUpdate, state: Vectors) -> Vectors:
+        """Return what the algorithm's clients keep of an update that has arrived."""
+        return settled(self.inner, update, state)
 
 
 @dataclass(frozen=True)

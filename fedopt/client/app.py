@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedopt.client.algorithm import state_scalars
-from fedopt.client.messages import decode_request, encode_outcome, integer, text
+from fedopt.client.messages import UNSEEN, decode_request, encode_outcome, integer, text
 from fedopt.client.state import RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
@@ -87,9 +87,11 @@ class Node:
         rows = self._rows(trainer, text(config, "state-path"))
         if rows is not None:
             kept = rows.read(integers(config, "state-read"))
-        population = experiment.population
-        is_train = config["split"] == "train"
-        split = population.train if is_train else population.validation
+        round, name = integer(config, "server-round"), config["split"]
+        population = experiment.population_at(round)
+        split = population.validation if name == "validation" else population.train
+        if name == UNSEEN:  # of a client that is held out, whatever the others are pooled to
+            split, part = experiment.members_at(round).train, None
         measured = []
         for place, client in enumerate(clients):
             own = state if part is None else part.composed(state, kept, place)
@@ -101,19 +103,22 @@ class Node:
             "accuracy": [m.accuracy for m in measured],
         }
         record = MetricRecord()
-        for name, values in columns.items():
-            record[name] = values
-        return Message(RecordDict({"clients": record}), reply_to=message)
+        for column, values in columns.items():
+            record[column] = values
+        where = UNSEEN if name == UNSEEN else "clients"
+        return Message(RecordDict({where: record}), reply_to=message)
 
     def evaluate_test(self, message: Message) -> Message:
         """Evaluate the model on the batches of the test set that a message names."""
         config = message.content.config_records["config"]
         experiment = self._prepare(text(config, "experiment"))[0]
         evaluator, state = self._evaluation(message)
-        if self._test is None:
-            self._test = experiment.population.test()
-        assert self._test is not None
-        outputs = evaluator.outputs(state, self._test, integers(config, "batches"))
+        if "drift-round" in config:
+            test = experiment.drifted_test(integer(config, "drift-round"))
+        else:
+            test = self._test = self._test or experiment.population.test()
+        assert test is not None
+        outputs = evaluator.outputs(state, test, integers(config, "batches"))
         return Message(encode_outputs(outputs), reply_to=message)
 
     def batch_statistics(self, message: Message) -> Message:
@@ -122,9 +127,10 @@ class Node:
         experiment = self._prepare(text(config, "experiment"))[0]
         evaluator, state = self._evaluation(message)
         round = integer(config, "server-round")
+        population = experiment.population_at(round)
         examples, buffers = {}, {}
         for client in integers(config, "clients"):
-            data = experiment.population.train(client)
+            data = population.train(client)
             if data.size < 2:  # one example has no variance
                 continue
             seed = torch_seed(experiment.config.seed, "batch_norm", round, client)

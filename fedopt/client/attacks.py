@@ -143,12 +143,14 @@ class Hostility:
         clients: their ids, ascending.
         part: which scalars of their vectors are sent.
         classes: number of classes, where the targets are such.
+        others: names of vectors that are not as long as the model, and stay as they are.
     """
 
     attack: Attack
     clients: npt.NDArray[np.int64]
     part: SentPart
     classes: int | None = None
+    others: frozenset[str] = frozenset()
 
     def among(self, clients: Sequence[int]) -> list[int]:
         """Return the places of the hostile ones among some clients."""
@@ -177,12 +179,11 @@ class Hostility:
             targets[part] = flipped.numpy()
         return examples._replace(y=targets)
 
-    def update(self, update: ClientUpdate, size: int, senders: Senders) -> ClientUpdate:
+    def update(self, update: ClientUpdate, senders: Senders) -> ClientUpdate:
         """Return what a group sends, hostile and honest clients.
 
         Args:
             update: of honest clients.
-            size: P.
             senders: who they are.
         """
         hostile = self.among(senders.clients)
@@ -191,7 +192,7 @@ class Hostility:
         draws = senders.generators("attack")
         terms = dict(update.terms)
         for name, rows in terms.items():
-            if rows.shape[1] != size:
+            if name in self.others:
                 continue
             theirs = self.part.take(rows[hostile])
             sent = self.attack.vectors(theirs.clone(), [draws[place] for place in hostile])

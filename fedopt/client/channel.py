@@ -19,17 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fedopt.client.algorithm import (
+    PARAMETERS,
     ClientUpdate,
     LocalAlgorithm,
     Senders,
     Vectors,
     WrappedAlgorithm,
+    settled,
 )
 from fedopt.client.personal import PersonalPart
 from fedopt.compression.codecs import Codec, error_feedback
@@ -60,14 +62,16 @@ class SentPart:
     @classmethod
     def of(cls, layout: ParameterLayout, personal: PersonalPart | None = None) -> SentPart:
         """Return all of a model but what stays with the clients."""
-        kept = set() if personal is None else set(personal.parameters.tolist())
-        positions, shapes, first = [], [], 0
+        if personal is None or not len(personal.parameters):
+            return cls(None, tuple(layout.memory_shape(spec) for spec in layout.parameters))
+        kept = torch.zeros(layout.size, dtype=torch.bool)
+        kept[personal.parameters] = True
+        shapes, first = [], 0
         for spec in layout.parameters:
-            if first not in kept:
-                positions.append(torch.arange(first, first + spec.size))
+            if not kept[first]:
                 shapes.append(layout.memory_shape(spec))
             first += spec.size
-        return cls(torch.cat(positions) if kept and positions else None, tuple(shapes))
+        return cls((~kept).nonzero()[:, 0], tuple(shapes))
 
     @property
     def size(self) -> int:
@@ -237,11 +241,15 @@ class ChannelLocal(WrappedAlgorithm):
         if channel.up is not None:
             for place, name in enumerate(self._compressed):
                 residual = state[RESIDUAL + name] if channel.feedback else None
+                terms[name] = terms[name].to(broadcast[PARAMETERS].dtype)  # as it would travel
                 draws = senders.generators(f"channel.{place}")
                 terms[name], left = self._decoded(terms[name], residual, draws)
                 if left is not None:
                     kept[RESIDUAL + name] = left
-        return ClientUpdate(terms, kept, update.buffers)
+        arrived = ClientUpdate(terms, kept, update.buffers)
+        if channel.feedback:  # the residual makes up for what has not arrived
+            return arrived
+        return replace(arrived, state=settled(self.inner, arrived, state))
 
     def _clipped(self, delta: Tensor, broadcast: Vectors, senders: Senders) -> dict[str, Tensor]:
         """Return delta clipped and with noise, and the count of those that were short enough."""
@@ -282,9 +290,11 @@ class ChannelLocal(WrappedAlgorithm):
 def row_norms(rows: Tensor) -> Tensor:
     """Return the norm of each row of `[G, P]`, `[G]` in float64 on the CPU.
 
-    One row at a time: how a block's are summed depends on the block.
+    One row at a time, at the start of its own memory: how a block's are summed depends on the
+    block, and on a GPU on where the row starts.
     """
-    return torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in rows]).cpu()
+    alone = [row.clone() if row.is_cuda else row for row in rows]
+    return torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in alone]).cpu()
 
 
 def clipped(rows: Tensor, norms: Tensor, limit: float) -> Tensor:
@@ -298,7 +308,11 @@ def clipped(rows: Tensor, norms: Tensor, limit: float) -> Tensor:
     # Rounded down, so that a clipped row is not longer by a rounding of its elements.
     scale = limit * (1 - 2 * torch.finfo(rows.dtype).eps) / norms.clamp_min(1e-300)
     factors = torch.where(norms <= limit, torch.ones_like(scale), scale)
-    return rows * factors.to(rows).unsqueeze(1)
+    short = rows * factors.to(rows).unsqueeze(1)
+    if norms.isfinite().all():
+        return short
+    finite = norms.isfinite().to(rows.device).unsqueeze(1)
+    return torch.where(finite, short, torch.full_like(short, math.nan))
 
 
 def _gaussian(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

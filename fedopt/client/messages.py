@@ -22,6 +22,9 @@ from fedopt.client.trainer import Block, Changes, Failure, Reports, TrainingOutc
 from fedopt.errors import RunError
 from fedopt.records import from_record, integers, numbers, to_record
 
+UNSEEN = "unseen"
+"""The split of clients that never train: all of their training data, and its answers' record."""
+
 
 @dataclass(frozen=True)
 class TrainRequest:
@@ -35,7 +38,7 @@ class TrainRequest:
         state_path: file of client state, or None where the strategy keeps none.
         lr_scale: factor of the clients' learning rates.
         experiment: the run's configuration as JSON, for nodes that were not given it.
-        blocks_of_round: all blocks of the round, on this node and on others.
+        blocks_of_round: blocks of each of the round's sums, on this node and on others.
         cohort: clients of the round, on this node and on others.
         changes_path: file for each client's change, or None where the reply brings them.
     """
@@ -47,7 +50,7 @@ class TrainRequest:
     state_path: str | None
     lr_scale: float
     experiment: str | None
-    blocks_of_round: int
+    blocks_of_round: Sequence[int]
     cohort: int
     changes_path: str | None = None
 
@@ -60,7 +63,7 @@ def encode_request(
     state: RowFile | None,
     lr_scale: float,
     extra: ConfigRecord,
-    blocks_of_round: int,
+    blocks_of_round: Sequence[int],
     cohort: int,
     changes: RowFile | None = None,
 ) -> RecordDict:
@@ -68,7 +71,7 @@ def encode_request(
     config = ConfigRecord(dict(extra))
     config["server-round"] = round
     config["lr-scale"] = lr_scale
-    config["blocks-of-round"] = blocks_of_round
+    config["blocks-of-round"] = list(blocks_of_round)
     config["cohort"] = cohort
     config["block-ids"] = [block.id for block in blocks]
     config["block-sizes"] = [len(block.clients) for block in blocks]
@@ -110,7 +113,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         state_path=text(config, "state-path"),
         lr_scale=number(config, "lr-scale"),
         experiment=text(config, "experiment"),
-        blocks_of_round=integer(config, "blocks-of-round"),
+        blocks_of_round=integers(config, "blocks-of-round"),
         cohort=integer(config, "cohort"),
         changes_path=text(config, "changes-path"),
     )
@@ -223,7 +226,7 @@ def encode_evaluation(
         clients: client ids.
         arrays: the model's arrays by name.
         extra: what else every message holds.
-        split: `validation` or `train`.
+        split: `validation`, `train` or `unseen`.
         state: file of client state, where clients keep a part of the model.
         rows: of the clients in it.
     """

@@ -205,7 +205,7 @@ class StackedEngine:
         if terms.full_gradient:
             full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
             self._seed_clients(round, plans)
-        batches = group_batches(plans, firsts, self.device)
+        batches = group_batches(plans, firsts, self.device, terms.padding)
         if is_fused(self._recipe, terms):
             loss_sum = self._take_fused_steps(inputs, targets, batches, start, terms)
             seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
@@ -257,7 +257,7 @@ class StackedEngine:
         """Make room for a group; a larger group than before makes it anew."""
         if clients <= self._capacity:
             return
-        self._capacity = clients
+        self._capacity, self._parameters, self._delta, self._layers = 0, [], torch.empty(0), []
         dtype = self.layout.dtype
         self._parameters = [
             torch.empty(clients, *spec.shape, dtype=dtype, device=self.device)
@@ -268,6 +268,7 @@ class StackedEngine:
         self._layers = [
             self._stacked(layer, prefix, positions) for prefix, layer in leaves(self._model)
         ]
+        self._capacity = clients  # now that there was memory for all of it
 
     def _stacked(self, layer: nn.Module, prefix: str, positions: dict[str, int]) -> StackedLayer:
         own = {n: positions[f"{prefix}{n}"] for n, _ in layer.named_parameters(recurse=False)}

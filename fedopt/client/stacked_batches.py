@@ -32,8 +32,40 @@ class Batch:
     rates: npt.NDArray[np.float64]
 
 
+Padding = Sequence[tuple[int, bool]]
+"""For each step, B and whether some client of the group has fewer examples."""
+
+
+def group_padding(plans: Sequence[ClientPlan]) -> Padding | None:
+    """Return how the batches of a group are padded; None where its clients are alike."""
+    first = plans[0]
+    if all(p.offsets is first.offsets for p in plans):
+        return None
+    steps, lengths = _lengths(plans)
+    padding = []
+    for step in range(first.steps):
+        now = lengths[: np.count_nonzero(steps > step), step]
+        longest = int(now.max())
+        padding.append((longest, bool((now < longest).any())))
+    return padding
+
+
+def _lengths(
+    plans: Sequence[ClientPlan],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the steps of each client, and the examples of each step, 0 after a client's last."""
+    steps = np.array([p.steps for p in plans])
+    lengths = np.zeros((len(plans), plans[0].steps), dtype=np.int64)
+    for i, plan in enumerate(plans):
+        lengths[i, : plan.steps] = np.diff(plan.offsets)
+    return steps, lengths
+
+
 def group_batches(
-    plans: Sequence[ClientPlan], firsts: Sequence[int], device: torch.device
+    plans: Sequence[ClientPlan],
+    firsts: Sequence[int],
+    device: torch.device,
+    padding: Padding | None = None,
 ) -> list[Batch]:
     """Return the steps of a group, resolved to rows of its concatenated examples.
 
@@ -41,17 +73,16 @@ def group_batches(
         plans: of the clients, in descending order of steps.
         firsts: where each client's examples begin.
         device: where rows and lengths are wanted.
+        padding: that of a larger group of which this is a part; None: as this group needs.
     """
     first = plans[0]
-    alike = all(p.offsets is first.offsets for p in plans)
     rates = table([plan.learning_rates for plan in plans], first.steps)
-    if alike:
-        return _even_batches(plans, firsts, rates, device)
-    steps = np.array([p.steps for p in plans])
-    lengths = np.zeros((len(plans), first.steps), dtype=np.int64)
-    for i, plan in enumerate(plans):
-        lengths[i, : plan.steps] = np.diff(plan.offsets)
-    width = int(lengths.max())
+    if padding is None:
+        padding = group_padding(plans)
+        if padding is None:
+            return _even_batches(plans, firsts, rates, device)
+    steps, lengths = _lengths(plans)
+    width = max(longest for longest, _ in padding[: first.steps])
     rows = np.zeros((len(plans), first.steps, width), dtype=np.int64)
     columns = np.arange(width)
     for i, plan in enumerate(plans):
@@ -64,12 +95,12 @@ def group_batches(
     for step in range(first.steps):
         active = int(np.count_nonzero(steps > step))
         now = lengths[:active, step]
-        longest = int(now.max())
+        longest, is_padded = padding[step]
         batches.append(
             Batch(
                 torch.from_numpy(rows[:active, step, :longest].copy()).to(device),
                 torch.from_numpy(now.copy()).to(device),
-                bool((now < longest).any()),
+                is_padded,
                 rates[:active, step],
             )
         )

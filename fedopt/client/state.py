@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedopt.errors import unwritable
+
 
 @dataclass(frozen=True)
 class RowFile:
@@ -63,7 +65,11 @@ class RowFile:
         }
 
     def write(self, rows: Sequence[int], state: Mapping[str, Tensor]) -> None:
-        """Write the fields of some rows: vectors `[len(rows), size]`, numbers `[len(rows)]`."""
+        """Write the fields of some rows: vectors `[len(rows), size]`, numbers `[len(rows)]`.
+
+        Raises:
+            RunError: they cannot be; a `DiskFullError` where there is no room.
+        """
         parts = [state[name].cpu().to(self.dtype) for name in self.fields]
         parts += [state[name].cpu().to(self.dtype).unsqueeze(1) for name in self.scalars]
         raw = torch.cat(parts, dim=1).numpy()
@@ -71,6 +77,8 @@ class RowFile:
         try:
             for position, row in enumerate(rows):
                 _write_fully(fd, raw[position].tobytes(), row * self.row_nbytes)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
         finally:
             os.close(fd)
 

@@ -8,8 +8,9 @@ largest subtrees in the run, instead of one a block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -47,15 +48,17 @@ class SumTree:
     """Adds sums along the tree of a round, as far as those that it is given reach.
 
     Args:
-        blocks: the blocks of the round.
+        blocks: the blocks of the round; or those of each of several trees that follow each other.
         scratch: memory for the sums of siblings; None adds to the left one in place.
 
     Attributes:
-        roots: what is left, in the order of the blocks: one where all blocks were given.
+        roots: what is left, in the order of the blocks: one a tree where all blocks were given.
     """
 
-    def __init__(self, blocks: int, scratch: Scratch | None = None) -> None:
-        self._blocks = blocks
+    def __init__(self, blocks: int | Sequence[int], scratch: Scratch | None = None) -> None:
+        sizes = [blocks] if isinstance(blocks, int) else list(blocks)
+        stops = list(accumulate(sizes))
+        self._runs = [(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
         self._scratch = scratch
         self.roots: list[BlockSums] = []
 
@@ -63,9 +66,15 @@ class SumTree:
         """Take in sums that come after all those taken in before."""
         roots = self.roots
         roots.append(sums)
-        while len(roots) > 1 and are_siblings(roots[-2], roots[-1], self._blocks):
+        while len(roots) > 1 and self._are_siblings(roots[-2], roots[-1]):
             right = roots.pop()
             roots[-1] = self._sum(roots[-1], right)
+
+    def _are_siblings(self, left: BlockSums, right: BlockSums) -> bool:
+        return any(
+            first <= left.first and right.stop <= stop and are_siblings(left, right, first, stop)
+            for first, stop in self._runs
+        )
 
     def _sum(self, left: BlockSums, right: BlockSums) -> BlockSums:
         terms = {
@@ -93,9 +102,8 @@ def middle(first: int, stop: int) -> int:
     return (first + stop + 1) // 2
 
 
-def are_siblings(left: BlockSums, right: BlockSums, blocks: int) -> bool:
-    """Return whether two sums are those of a node's halves, in the tree over some blocks."""
-    first, stop = 0, blocks
+def are_siblings(left: BlockSums, right: BlockSums, first: int, stop: int) -> bool:
+    """Return whether two sums are those of a node's halves, in the tree over a run of blocks."""
     while stop - first > 1:
         cut = middle(first, stop)
         if left.first == first and left.stop == cut:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Protocol
@@ -39,8 +39,10 @@ from fedopt.client.curriculum import Selected, Selector
 from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
 from fedopt.client.scoring import ExampleScorer
+from fedopt.client.stacked_batches import group_padding
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree, add_weighted
+from fedopt.client.thrift import train_thriftily
 from fedopt.data.population import Examples, Population
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.scratch import Scratch
@@ -149,6 +151,32 @@ class Reports:
         self.available_share.append(available_share)
         self.selected_share.append(selected_share)
 
+    def add_untrained(self, client: int, examples: int, steps: int, planned: int) -> None:
+        """Append a client that was sampled, but whose work could not have been used."""
+        nan = math.nan
+        row = (
+            client,
+            int(Status.DROPPED),
+            examples,
+            steps,
+            planned,
+            nan,
+            nan,
+            0.0,
+            0,
+            nan,
+            nan,
+            nan,
+        )
+        for column, value in zip(vars(self).values(), row, strict=True):
+            column.append(value)
+
+    def sorted(self) -> Reports:
+        """Return the reports in ascending order of the clients."""
+        rows = sorted(zip(*vars(self).values(), strict=True), key=lambda row: row[0])
+        columns = list(zip(*rows, strict=True))
+        return Reports(*(list(column) for column in columns))
+
 
 @dataclass
 class Failure:
@@ -215,6 +243,11 @@ class Trainer:
         selector: selects the examples of the clients' steps, or None.
         scorer: measures losses at the server's model, where the algorithm wants them.
         hostility: which clients are hostile and what they do, or None.
+        population_at: the population as it is in a round; None: as it is always.
+
+    Attributes:
+        raises: whether what a client's training raises is raised here, rather than reported.
+        only: the one client to train, to the bits that it has among the others; None: all.
     """
 
     def __init__(
@@ -231,8 +264,10 @@ class Trainer:
         selector: Selector | None = None,
         scorer: ExampleScorer | None = None,
         hostility: Hostility | None = None,
+        population_at: Callable[[int], Population] | None = None,
     ) -> None:
         self.population = population
+        self._population_at = population_at
         self.engine = engine
         self.algorithm = algorithm
         self._work = work
@@ -245,6 +280,8 @@ class Trainer:
         self._scorer = scorer
         self._hostility = hostility
         self._cohort = 1
+        self.raises = False
+        self.only: int | None = None
         self._changes: RowFile | None = None
         self._lr_scale = 1.0
         self._scratch = Scratch()
@@ -256,7 +293,7 @@ class Trainer:
         start: ModelState,
         broadcast: Vectors,
         rows: RowFile | None,
-        blocks_of_round: int,
+        blocks_of_round: int | Sequence[int],
         lr_scale: float = 1.0,
         cohort: int | None = None,
         changes: RowFile | None = None,
@@ -269,7 +306,8 @@ class Trainer:
             start: the server's parameters and buffers, on the training device.
             broadcast: what else the server sent, `[P]` each.
             rows: file of client state, where the algorithm keeps any.
-            blocks_of_round: all blocks of the round, here and elsewhere.
+            blocks_of_round: all blocks of the round, here and elsewhere; or those of each of its
+                sums, where there are several.
             lr_scale: factor of all learning rates, > 0.
             cohort: clients of the round, here and elsewhere; None for those of the blocks.
             changes: file for each client's change, where the server wants these in one.
@@ -344,17 +382,23 @@ class Trainer:
             else:
                 plans.append(plan)
                 kept.append(position)
+        padding = None
+        if self.only is not None:
+            is_alone = len(plans) < 2 or self._selector is not None
+            padding = None if is_alone else group_padding(plans)
+            alone = [i for i, plan in enumerate(plans) if plan.client == self.only]
+            plans, kept = [plans[i] for i in alone], [kept[i] for i in alone]
         if not plans:
             return
         try:
             state = self._read(rows, block, kept)
-            examples = self._examples(plans)
-            terms = self.algorithm.begin(broadcast, state)
+            examples = self._examples(round, plans)
+            terms = replace(self.algorithm.begin(broadcast, state), padding=padding)
             selected = None
             if self._selector is not None:
                 selected = self._select(round, start, plans, examples, broadcast)
                 plans, terms = selected.plans, replace(terms, thresholds=selected.thresholds)
-            result = self.engine.train(start, round, plans, examples, terms)
+            result = train_thriftily(self.engine, start, round, plans, examples, terms)
             result = self._more(result, start, round, plans, examples, broadcast, state)
             update = self.algorithm.finish(result, broadcast, state)
             update = self._sent(update, round, plans, broadcast, state)
@@ -363,6 +407,8 @@ class Trainer:
                 own = {THRESHOLD: selected.quantiles.to(result.delta).unsqueeze(1)}
                 update = replace(update, terms={**update.terms, **own})
         except Exception:
+            if self.raises:
+                raise
             if len(plans) > 1:  # one by one: who fails alone is to blame, the others are not
                 for placed in sorted(zip(kept, plans, strict=True), key=lambda placed: placed[0]):
                     self._train_group(round, block, [placed], start, broadcast, rows, sums, outcome)
@@ -376,10 +422,11 @@ class Trainer:
         shares = None if selected is None else selected.available
         self._add(plans, kept, block, result, update, rows, sums, outcome, shares)
 
-    def _examples(self, plans: Sequence[ClientPlan]) -> Examples:
-        """Return the examples of a group, as its clients see them."""
+    def _examples(self, round: int, plans: Sequence[ClientPlan]) -> Examples:
+        """Return the examples of a group, as its clients see them in a round."""
         clients = [plan.client for plan in plans]
-        examples = self.population.train_many(clients)
+        at = self._population_at
+        examples = (self.population if at is None else at(round)).train_many(clients)
         if self._hostility is None:
             return examples
         return self._hostility.examples(examples, clients, [plan.examples for plan in plans])
@@ -396,7 +443,7 @@ class Trainer:
         clients = [plan.client for plan in plans]
         senders = Senders(self._seed, round, clients, self._cohort)
         if self._hostility is not None:
-            update = self._hostility.update(update, self.engine.layout.size, senders)
+            update = self._hostility.update(update, senders)
         return sent(self.algorithm, update, broadcast, state, senders)
 
     def _read(self, rows: RowFile | None, block: Block, kept: Sequence[int]) -> Vectors:
@@ -425,9 +472,19 @@ class Trainer:
         terms = second_training(self.algorithm, broadcast, state)
         if terms is not None:
             result = replace(result, delta=result.delta.clone())  # an engine uses its memory again
-            personal = self.engine.train(start, round, plans, examples, terms)
+            personal = train_thriftily(self.engine, start, round, plans, examples, terms)
             result = replace(result, personal=personal)
         return result
+
+    def _arrived(self, update: ClientUpdate, plans: Sequence[ClientPlan]) -> list[bool]:
+        """Return whether what arrives of each client is finite, where it is not what it made."""
+        fine = [True] * len(plans)
+        if self._hostility is None:
+            return fine
+        for place in self._hostility.among([plan.client for plan in plans]):
+            theirs = (term[place].isfinite().all() for term in update.terms.values())
+            fine[place] = all(bool(one) for one in theirs)
+        return fine
 
     def _colluding(self, clients: Sequence[int]) -> list[int]:
         """Return the places of the clients that send what they make of their updates together."""
@@ -449,7 +506,7 @@ class Trainer:
         sent = broadcast.get(THRESHOLD)
 
         def train(terms: LocalTerms) -> LocalResult:
-            return self.engine.train(start, round, plans, examples, terms)
+            return train_thriftily(self.engine, start, round, plans, examples, terms)
 
         threshold = None if sent is None else float(sent)
         return self._selector.select(round, start, plans, examples, threshold, train)
@@ -478,11 +535,16 @@ class Trainer:
         good_weights: list[float] = []
         buffers = result.buffers if update.buffers is None else update.buffers
         sound = result.buffers.isfinite().all(-1).tolist()
-        own = _finite_personal(result)
+        own, sends = _finite_personal(result), _finite_rows(update)
+        arrived = self._arrived(update, plans)
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
             # A client that skipped all of its steps has no loss to tell.
             has_loss = math.isfinite(loss) or skipped[i] == plan.steps
-            if has_loss and math.isfinite(norm) and sound[i] and own[i]:
+            is_sound = has_loss and math.isfinite(norm) and sound[i] and own[i]
+            if is_sound and not arrived[i]:
+                # Nobody would add up such numbers, whatever a client meant by them.
+                weight, status = 0.0, Status.DROPPED
+            elif is_sound and sends[i]:
                 weight = float(plan.examples) if self._weight_by_examples else 1.0
                 status = Status.PARTIAL if plan.is_partial else Status.TRAINED
                 good.append(i)
@@ -494,6 +556,7 @@ class Trainer:
                 what = f"loss {loss}, norm of the update {norm}"
                 what += "" if sound[i] else ", statistics that are not finite"
                 what += "" if own[i] else ", a personal model that is not finite"
+                what += "" if sends[i] else ", something it sends or keeps that is not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
             outcome.reports.add(
@@ -539,4 +602,17 @@ def _finite_personal(result: LocalResult) -> list[bool]:
     if second is None:
         return [True] * len(result.delta)
     finite = second.delta.isfinite().all(-1).cpu() & second.buffers.isfinite().all(-1).cpu()
+    return finite.tolist()
+
+
+def _finite_rows(update: ClientUpdate) -> list[bool]:
+    """Return whether all that each client sends and keeps is finite."""
+    finite = None
+    for value in (*update.terms.values(), *update.state.values()):
+        rows = value.flatten(1) if value.dim() > 1 else value.unsqueeze(-1)
+        mine = rows.sum(-1).isfinite()
+        if not mine.all():  # or the sum alone has overflowed
+            mine = rows.isfinite().all(-1)
+        finite = mine.cpu() if finite is None else finite & mine.cpu()
+    assert finite is not None, "an algorithm sends something"
     return finite.tolist()

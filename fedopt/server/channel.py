@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedopt.client.channel import BELOW_NORM, CLIP_NORM, Channel
+from fedopt.errors import ConfigError
 from fedopt.models.layout import ParameterLayout
 from fedopt.seeds import torch_generator
 from fedopt.server.rounds import RoundSums
@@ -29,6 +30,11 @@ class ServerChannel:
     def __init__(
         self, channel: Channel, layout: ParameterLayout, seed: int, divisor: int | None
     ) -> None:
+        if channel.noise is not None and divisor is None:
+            raise ConfigError(
+                "missing; the channel adds noise, which the server must know of",
+                key="federation.privacy",
+            )
         self._channel = channel
         self._layout = layout
         self._seed = seed
@@ -60,7 +66,7 @@ class ServerChannel:
             vector: the parameters, or another vector as long.
         """
         codec, part = self._channel.down, self._channel.part
-        if codec is None or len(vector) != self._layout.size:
+        if codec is None:
             return vector
         row = vector.unsqueeze(0)
         draws = torch_generator(self._seed, "channel.down", round, place)

@@ -203,12 +203,15 @@ class Evaluator:
             )
 
 
-def over_clients(rows: Sequence[tuple[int, float, float]]) -> dict[str, float]:
-    """Return the columns of `rounds.csv` that clients' validation splits come to.
+def over_clients(
+    rows: Sequence[tuple[int, float, float]], prefix: str = "validation"
+) -> dict[str, float]:
+    """Return the columns of `rounds.csv` that some clients' data come to.
 
     Args:
-        rows: (examples, loss, accuracy) of each client that has validation examples, at least
-            one; accuracy is NaN in regression.
+        rows: (examples, loss, accuracy) of each client that has such examples, at least one;
+            accuracy is NaN in regression.
+        prefix: of the columns: `validation`, or `unseen`.
 
     Returns:
         Loss and accuracy weighted by examples, that is over all examples together, and the
@@ -217,11 +220,11 @@ def over_clients(rows: Sequence[tuple[int, float, float]]) -> dict[str, float]:
     examples = sum(n for n, _, _ in rows)
     spread = client_distribution([accuracy for _, _, accuracy in rows])
     return {
-        "validation_loss": math.fsum(n * loss for n, loss, _ in rows) / examples,
-        "validation_accuracy": math.fsum(n * accuracy for n, _, accuracy in rows) / examples,
-        "validation_accuracy_mean": spread.mean,
-        "validation_accuracy_worst10": spread.worst10,
-        "validation_accuracy_variance": spread.variance,
+        f"{prefix}_loss": math.fsum(n * loss for n, loss, _ in rows) / examples,
+        f"{prefix}_accuracy": math.fsum(n * accuracy for n, _, accuracy in rows) / examples,
+        f"{prefix}_accuracy_mean": spread.mean,
+        f"{prefix}_accuracy_worst10": spread.worst10,
+        f"{prefix}_accuracy_variance": spread.variance,
     }
 
 

@@ -58,6 +58,12 @@ class FedDynLocal:
         linear = state["linear"].to(result.delta.device)
         return ClientUpdate({"delta": result.delta}, {"linear": linear - self.alpha * result.delta})
 
+    def settle(self, update: ClientUpdate, state: Vectors) -> Vectors:
+        """Renew g_k by what has arrived, so that h stays the mean of all g_k."""
+        arrived = update.terms["delta"]
+        linear = state["linear"].to(arrived.device) - self.alpha * arrived
+        return {**update.state, "linear": linear}
+
 
 class FedDyn(FederatedStrategy):
     """Dynamic regularisation.
@@ -67,6 +73,7 @@ class FedDyn(FederatedStrategy):
 
     options_type = FedDynOptions
     takes_server_optimizer: ClassVar[bool] = False
+    uses_only_sums: ClassVar[bool] = True
 
     @classmethod
     def local(cls, options: FedDynOptions) -> LocalAlgorithm:

@@ -96,6 +96,7 @@ class FedProx(FederatedStrategy):
     """
 
     options_type = FedProxOptions
+    uses_only_sums: ClassVar[bool] = True  # but for an adaptive mu, which noise refuses
     vector_sizes: ClassVar[Mapping[str, int]] = {MU: 1}
 
     @classmethod

@@ -84,15 +84,15 @@ class ModelAverage:
             config: what else goes into the messages.
         """
         if self._state is None and self.models:
-            layout, sampler = strategy.layout, strategy.sampler
+            layout = strategy.layout
             plain = ModelState(self.mean().to(layout.dtype), strategy.state.buffers)
-            clients = min(self._clients, sampler.clients)
+            clients = strategy.draw_clients(self._round, self._clients, "batch_norm")
             self._state = with_statistics(
                 grid,
                 plain,
                 to_record(layout.named(plain)),
                 places,
-                sampler.sample(self._round, clients, "batch_norm").tolist(),
+                clients.tolist(),
                 self._round,
                 config,
             )

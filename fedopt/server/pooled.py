@@ -18,11 +18,13 @@ class PooledPopulation:
         population: the clients; their data are read when they are wanted, and kept.
 
     Attributes:
+        members: the clients, one by one.
         member_sizes: training examples of each client that is in it, `[N]`.
     """
 
     def __init__(self, population: Population) -> None:
         self._population = population
+        self.members = population
         self._train: Examples | None = None
         self.member_sizes = population.sizes
         self.sizes = np.array([int(population.sizes.sum())], dtype=np.int64)
@@ -36,6 +38,12 @@ class PooledPopulation:
     def clients(self) -> int:
         """One."""
         return 1
+
+    def use_integer_inputs(self) -> None:
+        """Give inputs as int64 from now on: a model looks them up."""
+        self._train = None
+        inner: Any = self._population
+        inner.use_integer_inputs()
 
     def train(self, client: int) -> Examples:
         """Return the training examples of all clients."""

@@ -19,10 +19,13 @@ from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Reports, Status
 from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
+from fedopt.server.arrival import Arrival
 from fedopt.server.client_curriculum import ClientCurriculum
 from fedopt.server.optimizer import ServerRule
 from fedopt.server.privacy import Privacy
 from fedopt.server.updates import Updates
+from fedopt.system.rounds import Schedule
+from fedopt.systems import SystemPlan
 
 
 def is_due(round: int, every: int, last: int | None) -> bool:
@@ -48,6 +51,7 @@ class Federation:
         stragglers: share of the cohort that does a part of its work only, in [0, 1].
         block_size: clients a block; None cuts the cohort into at most 32 blocks.
         skip_failed: whether a failing client is skipped and counted rather than ending the run.
+        max_client_failures: how often a client may fail where it is skipped; None: any number.
         validation_clients: clients evaluated on their validation split; 0 for none.
         evaluate_every: rounds between such evaluations; the last round always has one.
         rounds: the last round, where it is known.
@@ -64,6 +68,9 @@ class Federation:
         channel: what happens to what server and clients send each other, or None.
         privacy: what is known of the rounds' privacy, where the channel adds noise.
         hostility: which clients are hostile, or None.
+        system: devices and policy of rounds on the virtual clock, or None without one.
+        arrival: who is there by which round, or None for all.
+        unseen: ids of the clients that never train and are evaluated, ascending.
         server_rule: the server's optimizer, or None for the strategy's own step.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
@@ -76,6 +83,7 @@ class Federation:
     stragglers: float = 0.0
     block_size: int | None = None
     skip_failed: bool = False
+    max_client_failures: int | None = None
     validation_clients: int = 0
     evaluate_every: int = 1
     rounds: int | None = None
@@ -91,6 +99,9 @@ class Federation:
     channel: Channel | None = None
     privacy: Privacy | None = None
     hostility: Hostility | None = None
+    system: SystemPlan | None = None
+    arrival: Arrival | None = None
+    unseen: tuple[int, ...] = ()
     server_rule: ServerRule | None = None
     plateau: Plateau | None = None
     lr: float = 1.0
@@ -135,6 +146,7 @@ class RoundRecord:
         lr_scale: factor of the clients' learning rates in this round.
         client_nbytes: bytes that a client was sent, and that it sent back where it trained.
         epsilon: what the rounds so far cost in privacy; NaN where they are not private.
+        schedule: the course of the round on the virtual clock, where there is one.
         clip_norm: norm to which updates were clipped; NaN without.
         metrics: what was measured on validation splits, if anything.
     """
@@ -148,6 +160,7 @@ class RoundRecord:
     client_nbytes: tuple[int, int] = (0, 0)
     epsilon: float = math.nan
     clip_norm: float = math.nan
+    schedule: Schedule | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     def count(self, *statuses: Status) -> int:

@@ -84,6 +84,13 @@ class ScaffoldLocal:
             {"delta": result.delta, "control_delta": control_delta}, {"control_variate": new}
         )
 
+    def settle(self, update: ClientUpdate, state: Vectors) -> Vectors:
+        """Renew c_i by what has arrived, so that c stays the mean of all c_i."""
+        arrived = update.terms["control_delta"]
+        new = state["control_variate"].to(arrived.device).double() + arrived
+        kept = update.state["control_variate"]
+        return {**update.state, "control_variate": new.to(kept.dtype)}
+
 
 def _controls(broadcast: Vectors, state: Vectors) -> tuple[Tensor, Tensor]:
     """Return c `[P]` and c_i `[G, P]` on the training device."""

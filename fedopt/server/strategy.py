@@ -35,8 +35,8 @@ from fedopt.client.algorithm import (
 from fedopt.client.attacks import Hostility
 from fedopt.client.channel import CLIP_NORM, with_channel
 from fedopt.client.messages import (
+    UNSEEN,
     content_of,
-    decode_outcome,
     encode_evaluation,
     encode_request,
 )
@@ -47,8 +47,15 @@ from fedopt.client.recipe import Recipe
 from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree
-from fedopt.client.trainer import Block, Reports, Status
-from fedopt.errors import ClientError, ConfigError, DivergenceError, NotFiniteError, RunError
+from fedopt.client.trainer import Block, Reports, Status, TrainingOutcome
+from fedopt.errors import (
+    ClientError,
+    ConfigError,
+    DivergenceError,
+    NotFiniteError,
+    ReplyError,
+    RunError,
+)
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import from_record, to_record
 from fedopt.registry import Options
@@ -61,8 +68,10 @@ from fedopt.server.channel import ServerChannel
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
+from fedopt.server.replies import Expected, FailureCounts
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
+from fedopt.server.scheduler import ScheduledWork, Scheduler
 from fedopt.server.shared_optimizer import SharedOptimizerState
 from fedopt.server.spool import Spool
 from fedopt.server.updates import Updates
@@ -106,7 +115,8 @@ class FederatedStrategy(Strategy):
     """Whether clients send anything to a server."""
 
     uses_only_sums: ClassVar[bool] = True
-    """Whether the server learns of the clients by the sums of what they send alone."""
+    """Whether the server learns of the clients by the sums of what they send alone. A class with
+    steps of its own says so itself; else it may not be relied on."""
 
     trainings: ClassVar[int] = 1
     """How often a client trains in a round."""
@@ -145,7 +155,12 @@ class FederatedStrategy(Strategy):
         self._arrays: ArrayRecord | None = None
         self._state: ModelState | None = None
         self._blocks: list[Block] = []
+        self._dealt: Mapping[int, Sequence[Block]] = {}
+        limit = federation.max_client_failures if federation.skip_failed else None
+        self._failures = None if limit is None else FailureCounts(limit)
         self._cohort_size = 0
+        self._trees: list[int] = []
+        self._scheduler: Scheduler | None = None
         self._spool: Spool | None = None
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
@@ -219,6 +234,17 @@ class FederatedStrategy(Strategy):
         return False
 
     @classmethod
+    def relies_on_sums(cls) -> bool:
+        """Return whether the server uses nothing but sums, as far as the classes say."""
+        own = ("server_step", "mean_update", "observe", "aggregate_train", "configure_train")
+        for owner in cls.__mro__:
+            if "uses_only_sums" in vars(owner):
+                return cls.uses_only_sums
+            if any(name in vars(owner) for name in own):
+                return False
+        return False
+
+    @classmethod
     def server_rule(cls, options: Any) -> ServerRule | None:
         """Return the server's optimizer, where it is the strategy's own."""
         return None
@@ -278,18 +304,9 @@ class FederatedStrategy(Strategy):
         federation = self.federation
         self._take(arrays)
         self._measure_difficulties(server_round, arrays, config, grid)
-        cohort = self._cohort(server_round)
-        steps = happening_steps(
-            federation.work,
-            federation.seed,
-            server_round,
-            cohort.tolist(),
-            federation.sizes[cohort],
-            federation.stragglers,
-        )
-        size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
-        self._blocks = self._with_rows(cut(cohort.tolist(), steps.tolist(), size))
-        self._cohort_size = len(cohort)
+        blocks = self._cut(server_round)
+        self._blocks = self._with_rows(blocks)
+        self._cohort_size = sum(len(block.clients) for block in blocks)
         self._spool = self._open_spool(grid)
         if self._spool is not None:
             self._blocks = self._spool.placed(self._blocks)
@@ -304,6 +321,7 @@ class FederatedStrategy(Strategy):
         nodes = sorted(grid.get_node_ids())
         if not nodes:
             raise RunError("no node is connected")
+        self._dealt = deal(self._blocks, nodes, self._pace.seconds)
         return [
             Message(
                 encode_request(
@@ -314,15 +332,15 @@ class FederatedStrategy(Strategy):
                     state,
                     lr_scale,
                     config,
-                    len(self._blocks),
-                    len(cohort),
+                    self._trees,
+                    self._cohort_size,
                     self._spool.file if self._spool is not None else None,
                 ),
                 dst_node_id=node,
                 message_type=MessageType.TRAIN,
                 group_id=str(server_round),
             )
-            for node, blocks in deal(self._blocks, nodes, self._pace.seconds).items()
+            for node, blocks in self._dealt.items()
         ]
 
     def aggregate_train(
@@ -337,7 +355,8 @@ class FederatedStrategy(Strategy):
         sums, reports, updates = self._collect(server_round, replies)
         layout, old = self.layout, self._state
         assert old is not None
-        total = self._sum(server_round, sums)
+        before = self._scratch.take(layout.size).copy_(old.parameters)
+        total = self._sum(server_round, sums, before)
         total = replace(total, lr_sum=mean_lr_sum(reports), updates=updates)
         clip_norm = math.nan
         if self.federation.hostility is not None:
@@ -345,9 +364,9 @@ class FederatedStrategy(Strategy):
         if self._channel is not None:
             clip_norm = self._channel.clip_norm
             total = self._channel.received(server_round, total, self._cohort_size)
-        before = self._scratch.take(layout.size).copy_(old.parameters)
         parameters = self._scratch.take(layout.size, layout.dtype)
-        parameters.copy_(self.server_step(before, total))
+        is_empty = not total.count and self.federation.privacy is None
+        parameters.copy_(before if is_empty else self.server_step(before, total))
         if not _is_finite(parameters):
             raise NotFiniteError(f"the model is not finite after round {server_round}")
         total.updates = updates = None
@@ -366,6 +385,7 @@ class FederatedStrategy(Strategy):
         if self.federation.shared_threshold:
             self._threshold = total.mean(THRESHOLD)
         self._learn_difficulties(reports)
+        reports = self._unused(reports)
         self.record = self._recorded(server_round, reports)
         self.record.clip_norm = clip_norm
         self._observe({"train_loss": self.record.train_loss})
@@ -377,26 +397,37 @@ class FederatedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask for the loss on the validation splits of some clients, where that is wanted."""
+        """Ask for the loss on data of clients: validation splits, and those that never train."""
         federation = self.federation
-        count = min(federation.validation_clients, self.sampler.clients)
-        if not count or not is_due(server_round, federation.evaluate_every, federation.rounds):
+        if not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
-        clients = self.sampler.sample(server_round, count, "validation")
-        store = self.store if federation.personal is not None else None
-        return _questions(server_round, clients, arrays, config, grid, "validation", store)
+        questions = []
+        if federation.validation_clients:
+            clients = self.draw_clients(server_round, federation.validation_clients, "validation")
+            store = self.store if federation.personal is not None else None
+            questions += _questions(
+                server_round, clients, arrays, config, grid, "validation", store
+            )
+        if federation.unseen:
+            unseen = np.array(federation.unseen, dtype=np.int64)
+            questions += _questions(server_round, unseen, arrays, config, grid, UNSEEN)
+        return questions
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return what the clients' validation splits come to; see `over_clients`."""
-        rows = _answers(replies)
-        if not rows:
+        """Return what the clients' data come to; see `over_clients`."""
+        replies = list(replies)
+        rows, unseen = _answers(replies), _answers(replies, UNSEEN)
+        if not rows and not unseen:
             return None
-        metrics = over_clients([row[1:] for row in rows])
+        metrics = over_clients([row[1:] for row in rows]) if rows else {}
+        if rows:
+            self._observe(metrics)
+        if unseen:
+            metrics |= over_clients([row[1:] for row in unseen], UNSEEN)
         if self.record is not None:
             self.record.metrics.update(metrics)
-        self._observe(metrics)
         return MetricRecord({k: v for k, v in metrics.items() if math.isfinite(v)})
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
@@ -418,14 +449,12 @@ class FederatedStrategy(Strategy):
         part = self.federation.personal
         if part is not None and not self.sends_personal:
             held = part.buffer_nbytes(layout)
-            whole = sum(sizes.get(n, layout.size) == layout.size for n in self.algorithm.terms)
+            whole = sum(n not in sizes for n in self.algorithm.terms)
             own = len(part.parameters) * itemsize
             down, up = down - own - held, up - whole * own - held
         if channel is not None:
-            vectors = [sizes.get(n, layout.size) for n in (*self.broadcasts, *shared)]
-            terms = [sizes.get(n, layout.size) for n in self.algorithm.terms]
-            whole = terms.count(layout.size) + collected(self.algorithm)
-            sent = 1 + vectors.count(layout.size)
+            sent = 1 + sum(n not in sizes for n in (*self.broadcasts, *shared))
+            whole = sum(n not in sizes for n in self.algorithm.terms) + collected(self.algorithm)
             down, up = channel.nbytes(down, up, sent, whole, itemsize)
         return down, up
 
@@ -454,10 +483,21 @@ class FederatedStrategy(Strategy):
         if plateau is not None and self._plateau is not None and plateau.metric in metrics:
             self._plateau = plateau.update(self._plateau, metrics[plateau.metric])
 
+    @property
+    def _stateful(self) -> tuple[Any, ...]:
+        """What has state of its own, or None in its place."""
+        parts = self._optimizer, self._server_optimizer, self._channel, self._scheduler
+        return *parts, self._failures
+
+    @property
+    def can_drop_rounds(self) -> bool:
+        """Whether a round that has begun may be dropped: all but the clock stays as it was."""
+        return self._scheduler is None
+
     def saved_vectors(self) -> dict[str, Tensor]:
         """Return all of the server's state besides the model: what a checkpoint holds."""
         saved = self.vectors()
-        for part in (self._optimizer, self._server_optimizer, self._channel):
+        for part in self._stateful:
             if part is not None:
                 saved |= part.vectors()
         if self.federation.shared_threshold:
@@ -471,7 +511,7 @@ class FederatedStrategy(Strategy):
     def load_saved_vectors(self, saved: Mapping[str, Tensor]) -> None:
         """Take back what `saved_vectors` returned."""
         self.load_vectors(saved)
-        for part in (self._optimizer, self._server_optimizer, self._channel):
+        for part in self._stateful:
             if part is not None:
                 part.load(saved)
         if self.federation.shared_threshold:
@@ -488,10 +528,25 @@ class FederatedStrategy(Strategy):
         if privacy is not None and privacy.is_poisson:
             return self.sampler.poisson(round, privacy.rate)
         if federation.client_curriculum is None or self._difficulties is None:
-            return self.sampler.sample(round, count)
+            return self.draw_clients(round, count)
         known = self._difficulties.numpy()
         pool = federation.client_curriculum.pool(round, known, count, federation.seed)
         return self.sampler.sample_from(round, count, pool)
+
+    def draw_clients(
+        self, round: int, count: int, purpose: str = "cohort"
+    ) -> npt.NDArray[np.int64]:
+        """Return at most `count` ids, ascending, drawn uniformly among those that are there."""
+        arrival = self.federation.arrival
+        if arrival is None:
+            return self.sampler.sample(round, min(count, self.sampler.clients), purpose)
+        pool = arrival.pool(round)
+        return np.sort(self.sampler.sample_from(round, min(count, len(pool)), pool, purpose))
+
+    def _is_there(self, round: int, client: int) -> bool:
+        """Return whether a client has joined by a round."""
+        arrival, ids = self.federation.arrival, np.array([client], dtype=np.int64)
+        return arrival is None or arrival.is_there(round, int(self.sampler.positions(ids)[0]))
 
     def _measure_difficulties(
         self, round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -587,6 +642,7 @@ class FederatedStrategy(Strategy):
             divisor = self.federation.clients_per_round if private else None
             channel, seed = self.federation.channel, self.federation.seed
             self._channel = ServerChannel(channel, self._layout, seed, divisor)
+        self._scheduler = self._make_scheduler(self._layout)
         self.begin(self._layout)
 
     def _client_folder(self) -> Path:
@@ -623,7 +679,8 @@ class FederatedStrategy(Strategy):
         if channel.compresses:
             parameters = channel.sent_down(round, 0, self.state.parameters)
             arrays = to_record(layout.named(ModelState(parameters, self.state.buffers)))
-            sent = {n: channel.sent_down(round, 1 + i, v) for i, (n, v) in enumerate(sent.items())}
+            whole = [name for name in sent if name not in self._sizes]
+            sent |= {n: channel.sent_down(round, 1 + i, sent[n]) for i, n in enumerate(whole)}
         sent |= {name: v.to(layout.dtype) for name, v in channel.broadcast().items()}
         return arrays, to_record(sent)
 
@@ -641,6 +698,25 @@ class FederatedStrategy(Strategy):
 
     # Replies -----------------------------------------------------------------------------------
 
+    def _outcome(self, server_round: int, reply: Message) -> TrainingOutcome:
+        """Return what a node answered; where that is refused and failures are skipped, nothing.
+
+        Raises:
+            ReplyError: the reply is refused, and failures are not skipped.
+        """
+        blocks = self._dealt.get(reply.metadata.src_node_id, self._blocks)
+        sizes = {name: self._vector_size(name) for name in self.algorithm.terms}
+        examples = {c: int(self.federation.sizes[c]) for block in blocks for c in block.clients}
+        layout = self.layout
+        expected = Expected(blocks, sizes, layout.buffer_size, examples, layout.size)
+        try:
+            return expected.outcome(reply)
+        except ReplyError as error:
+            reason = f"round {server_round}: {error}"
+            if not self.federation.skip_failed:
+                raise ReplyError(reason) from error
+            return expected.refused(str(error))
+
     def _collect(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[list[BlockSums], Reports, Updates | None]:
@@ -650,7 +726,7 @@ class FederatedStrategy(Strategy):
         rows: list[tuple[Any, ...]] = []
         failures = []
         for reply in replies:
-            outcome = decode_outcome(content_of(reply))
+            outcome = self._outcome(server_round, reply)
             seconds = sum(part.seconds for part in outcome.sums)
             self._pace.observe(reply.metadata.src_node_id, seconds, sum(outcome.reports.steps))
             sums.extend(outcome.sums)
@@ -673,18 +749,32 @@ class FederatedStrategy(Strategy):
                 log.warning(
                     "round %d: client %d skipped: %s", server_round, failure.client, last_line
                 )
+            if self._failures is not None:
+                self._failures.add(server_round, failures)
         rows.sort()
         columns: Sequence[Sequence[Any]] = list(zip(*rows, strict=True))
         updates.sort()
         ordered = sorted(sums, key=lambda part: part.first)
         return ordered, Reports(*(list(c) for c in columns)), updates if len(updates) else None
 
-    def _sum(self, server_round: int, sums: Sequence[BlockSums]) -> RoundSums:
-        """Add the sums of the blocks, given in their order, along the round's tree."""
-        tree = SumTree(len(self._blocks), self._scratch)
+    def _sum(self, server_round: int, sums: Sequence[BlockSums], parameters: Tensor) -> RoundSums:
+        """Add the sums of the blocks, given in their order, along the round's trees.
+
+        Args:
+            server_round: the round.
+            sums: of the blocks.
+            parameters: that the clients began with, `[P]` in float64.
+        """
+        tree = SumTree(self._trees, self._scratch)
         for part in sums:
             tree.add(part)
-        if not self._blocks:  # a cohort that chance left empty, whose noise is due all the same
+        if self._scheduler is not None:
+            totals = [RoundSums(dict(t.terms), t.buffers, t.weight, t.count) for t in tree.roots]
+            nothing = self._nothing()
+            return self._scheduler.received(server_round, totals, parameters, nothing)
+        is_private = self.federation.privacy is not None
+        # A cohort that chance left empty, or that failed: its noise is due all the same.
+        if not self._blocks or (is_private and not tree.roots[0].count):
             return self._nothing()
         (total,) = tree.roots
         if not total.count:
@@ -702,6 +792,65 @@ class FederatedStrategy(Strategy):
         }
         return RoundSums(terms, torch.zeros(self.layout.buffer_size, dtype=torch.float64), 0.0, 0)
 
+    def _cut(self, round: int) -> list[Block]:
+        """Return the round's clients in blocks, and note the blocks of its sums."""
+        federation = self.federation
+        if self._scheduler is not None:
+            self._scheduler.begin(round)
+            blocks, self._trees = self._scheduler.blocks()
+            return blocks
+        cohort = self._cohort(round)
+        size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
+        blocks = cut(cohort.tolist(), self._steps(round, cohort).tolist(), size)
+        self._trees = [len(blocks)]
+        return blocks
+
+    def _steps(self, round: int, cohort: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the steps that each client of a cohort does."""
+        federation = self.federation
+        return happening_steps(
+            federation.work,
+            federation.seed,
+            round,
+            cohort.tolist(),
+            federation.sizes[cohort],
+            federation.stragglers,
+        )
+
+    def _make_scheduler(self, layout: ParameterLayout) -> Scheduler | None:
+        """Return what runs the rounds on the virtual clock, where there is one."""
+        federation, plan = self.federation, self.federation.system
+        if plan is None:
+            return None
+        down, up = self.client_nbytes(layout)
+        work = ScheduledWork(
+            federation.sizes,
+            federation.work,
+            down,
+            up,
+            plan.passes * self.trainings,
+            plan.operations,
+            self._steps,
+            federation.clients_per_round,
+            federation.rounds or 2**62,
+        )
+        return Scheduler(
+            plan.system, plan.policy, self.sampler, work, federation.block_size, self._is_there
+        )
+
+    def _unused(self, reports: Reports) -> Reports:
+        """Add the clients whose parts are not used, which were not trained, to the reports."""
+        if self._scheduler is None:
+            return reports
+        parts = self._scheduler.current.parts
+        known = set(reports.client)
+        for place, client in enumerate(parts.clients.tolist()):
+            if client not in known:
+                examples = int(self.federation.sizes[client])
+                planned = self.federation.work.planned_steps(examples)
+                reports.add_untrained(client, examples, int(parts.steps[place]), planned)
+        return reports.sorted()
+
     def _recorded(self, server_round: int, reports: Reports) -> RoundRecord:
         """Count losses and bytes: each sampled client downloads, each that trained uploads."""
         trained = [
@@ -716,12 +865,17 @@ class FederatedStrategy(Strategy):
         # Clients that skipped every step have no loss.
         known = [(loss, n) for loss, n in trained if math.isfinite(loss)]
         seen = math.fsum(n for _, n in known)
+        schedule = None if self._scheduler is None else self._scheduler.current
+        bytes_down, bytes_up = len(reports.client) * down, len(trained) * up
+        if schedule is not None:
+            bytes_down, bytes_up = int(schedule.parts.down.sum()), schedule.arrived
         return RoundRecord(
             server_round,
             reports,
             math.fsum(loss * n for loss, n in known) / seen if known else math.nan,
-            bytes_down=len(reports.client) * down + self._measured * self.layout.nbytes,
-            bytes_up=len(trained) * up + self._measured * MEASUREMENT_NBYTES,
+            bytes_down=bytes_down + self._measured * self.layout.nbytes,
+            bytes_up=bytes_up + self._measured * MEASUREMENT_NBYTES,
+            schedule=schedule,
             lr_scale=self.lr_scale(server_round),
             client_nbytes=(down, up),
             epsilon=math.nan if privacy is None else privacy.epsilon(server_round),
@@ -762,11 +916,15 @@ def _kept_rows(
     return (None, []) if store is None else (store.file, store.rows(clients))
 
 
-def _answers(replies: Iterable[Message]) -> list[tuple[int, int, float, float]]:
+def _answers(
+    replies: Iterable[Message], record: str = "clients"
+) -> list[tuple[int, int, float, float]]:
     """Return client, examples, loss and accuracy of the clients that have examples, in order."""
     rows: list[tuple[int, int, float, float]] = []
     for reply in replies:
-        columns = content_of(reply).metric_records["clients"]
+        columns = content_of(reply).metric_records.get(record)
+        if columns is None:
+            continue
         names = ("client", "examples", "loss", "accuracy")
         rows.extend(zip(*(columns[n] for n in names), strict=True))
     return sorted(row for row in rows if row[1] > 0)

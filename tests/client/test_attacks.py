@@ -117,7 +117,7 @@ def test_what_stays_with_a_client_is_not_attacked() -> None:
     part = SentPart(torch.tensor([0, 2]), ((2,),))
     hostility = Hostility(ScaledNoise(3.0), np.array([4]), part)
     rows = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 4.0]])
-    update = hostility.update(ClientUpdate({"delta": rows}), 3, Senders(0, 1, [2, 4], 2))
+    update = hostility.update(ClientUpdate({"delta": rows}), Senders(0, 1, [2, 4], 2))
     sent = update.terms["delta"]
     assert torch.equal(sent[0], rows[0])
     assert sent[1, 1] == 0
