@@ -69,7 +69,7 @@ def reference() -> str:
     parts.append("## What can be named\n")
     parts.append(
         "`fedopt list` prints the same. Where a strategy, an optimizer, a model, a loss, an\n"
-        'attack or a codec is named, `"package.module:name"` names your own '
+        'attack, a drift or a codec is named, `"package.module:name"` names your own '
         "([extending](extending.md)).\n"
     )
     for kind, key in KINDS.items():

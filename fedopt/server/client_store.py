@@ -88,6 +88,19 @@ class ClientStateStore:
         self._held = frozenset().union(*self._kept.values())
         self._free.extend(sorted(gone - self._held - set(self._index.values())))
 
+    def copy_rows(self, source: Path) -> None:
+        """Copy the committed rows from another file of rows, that of a run that is left alone.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        nbytes = self.file.row_nbytes
+        with open(source, "rb") as theirs, open(self.file.path, "r+b") as ours:
+            for row in sorted(self._index.values()):
+                theirs.seek(row * nbytes)
+                ours.seek(row * nbytes)
+                ours.write(theirs.read(nbytes))
+
     def read(self, client: int) -> dict[str, Tensor]:
         """Return a client's committed state, `[P]` or scalars; zeros where it never trained."""
         rows = self.file.read([self._index.get(client, -1)])

@@ -35,9 +35,9 @@ from fedopt.system.rounds import (
     Parts,
     Schedule,
     System,
-    add_energy,
     end_at,
     parts_of,
+    settle,
 )
 
 Draw = Callable[[int, int, int, Callable[[int], bool]], Integers]
@@ -133,7 +133,7 @@ class EventQueue:
             end_at(parts, over.tolist(), self._ends[self._rounds], Outcome.UNFINISHED)
             used[over] = -1
         parts.used_in = used
-        add_energy(self._system, parts)
+        settle(self._system, self._work(parts.clients), parts)
         targets = sorted({int(target) for target in used if target > 0})
         groups = [np.flatnonzero(used == target).tolist() for target in targets]
         start, end = self._ends[number - 1], self._ends[number]

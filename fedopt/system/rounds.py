@@ -250,10 +250,18 @@ def end_at(parts: Parts, places: Iterable[int], time: float, outcome: Outcome) -
         parts.up[place] = 0
 
 
-def add_energy(system: System, parts: Parts) -> None:
-    """Fill in the energy of all parts: computing, and the bytes of both ways."""
+def settle(system: System, work: Work, parts: Parts) -> None:
+    """Fill in what parts came to: their energy, and the steps of those that are not used.
+
+    Args:
+        system: the population's devices.
+        work: what their clients do.
+        parts: all of them, their stages as long as they were.
+    """
     devices = system.devices.of(parts.clients)
     parts.joules = joules(devices, parts.compute, parts.down + parts.up)
+    done = fitting_steps(devices, work, parts.compute * (1 + 1e-12), parts.steps)
+    parts.steps = np.where(parts.is_used, parts.steps, done)
 
 
 def _cut(seconds: float, *spans: float) -> list[float]:
@@ -423,7 +431,7 @@ def synchronous_round(
     does = work(clients)
     parts, whole = parts_of(system, does, clients, planned(clients), begun, round)
     end = policy.decide(system, does, parts, whole, count)
-    add_energy(system, parts)
+    settle(system, does, parts)
     parts.used_in = np.where(parts.is_used, round, -1)
     used = np.flatnonzero(parts.is_used).tolist()
     return Schedule(round, start, end, parts, [used], int(parts.up.sum()))
