@@ -6,8 +6,10 @@ holds JSON alone; progress and messages go to standard error.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -84,6 +86,48 @@ def resume(
     Example: fedopt resume runs/scaffold
     """
     _guarded(lambda: _resume(run_dir, as_json, quiet), debug)
+
+
+@app.command()
+def verify(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    rounds: Annotated[
+        str | None, typer.Option("--rounds", help="A-B, the rounds to compare (default: all)")
+    ] = None,
+    from_round: Annotated[
+        int | None, typer.Option("--from-round", help="compare from this round on")
+    ] = None,
+    engine: Annotated[str, typer.Option("--engine", help="inline or ray")] = "inline",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compute a run again and compare the model of every round; exit code 1 where one differs.
+
+    Nothing is written. Some rounds alone are computed from the newest checkpoint before them.
+
+    Example: fedopt verify runs/scaffold --from-round 100
+    """
+    _guarded(lambda: _verify(run_dir, rounds, from_round, engine, as_json, quiet), debug)
+
+
+@app.command()
+def replay(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    round: Annotated[int, typer.Option("--round", help="communication round, from 1")],
+    client: Annotated[int, typer.Option("--client", help="id of a client of that round")],
+    use_pdb: Annotated[
+        bool,
+        typer.Option("--pdb", help="debug: where it fails, or from its first line if it does not"),
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Train one client of one round again, alone and in this process; exit code 1 where it fails.
+
+    Example: fedopt replay runs/scaffold --round 12 --client 7 --pdb
+    """
+    _guarded(lambda: _replay(run_dir, round, client, use_pdb, as_json), debug)
 
 
 @app.command()
@@ -272,9 +316,10 @@ def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, q
 
 def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     from fedopt.analysis.progress import make_progress
-    from fedopt.analysis.store import SUMMARY_FILE, read_history, read_summary
+    from fedopt.analysis.store import SUMMARY_FILE, check_resumable, read_history, read_summary
     from fedopt.config import load
 
+    check_resumable(run_dir)
     read_history(run_dir)
     summary = read_summary(run_dir) if (run_dir / SUMMARY_FILE).exists() else {}
     if summary.get("status") == "completed":
@@ -288,6 +333,67 @@ def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     progress = make_progress(quiet, sys.stderr)
     finished = execute(experiment, run_dir, progress, resume=True)
     _show(finished.summary, as_json, quiet)
+
+
+def _verify(
+    run_dir: Path,
+    rounds: str | None,
+    from_round: int | None,
+    engine: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    if engine not in ("inline", "ray"):
+        raise unknown_name("--engine", engine, ("inline", "ray"))
+    from fedopt.verify import verify as compare
+
+    def shows(round: int, last: int) -> None:
+        if not quiet and sys.stderr.isatty():
+            typer.echo(f"\rround {round}/{last}", err=True, nl=round == last)
+
+    found = compare(run_dir, rounds, from_round, engine, shows)
+    if as_json:
+        typer.echo(json.dumps({**vars(found), "is_equal": found.is_equal}, indent=2))
+    else:
+        typer.echo(found.text())
+    if not found.is_equal:
+        raise typer.Exit(1)
+
+
+def _replay(run_dir: Path, round: int, client: int, use_pdb: bool, as_json: bool) -> None:
+    from fedopt.replay import Replay
+
+    with Replay(run_dir, round, client) as ready:
+        if use_pdb:
+            _debug(ready.train)
+            return
+        found = ready.train()
+    typer.echo(json.dumps(_finite(found.facts()), indent=2) if as_json else found.text())
+    if found.reason is not None:
+        raise typer.Exit(1)
+
+
+def _debug(train: Callable[..., Any]) -> None:
+    """Enter the debugger where a training fails; one that does not is entered at its first line."""
+    import bdb
+    import pdb
+    import traceback
+
+    try:
+        typer.echo(train(raises=True).text())
+    except Exception:
+        traceback.print_exc()
+        pdb.post_mortem()
+        raise typer.Exit(1) from None
+    with contextlib.suppress(bdb.BdbQuit):
+        pdb.runcall(train, raises=True)
+
+
+def _finite(value: Any) -> Any:
+    """Return plain values with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plot(run_dirs: list[Path], x: str, metrics: list[str], out: Path) -> None:

@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import BaseModel
 
 from fedopt.errors import ConfigError, did_you_mean
-from fedopt.registry import Options, get, import_object
+from fedopt.registry import Options, entries, get, import_object
 from fedopt.schema import (
     ArrivalTable,
     CheckpointTable,
@@ -476,7 +476,21 @@ def _choice(key: str, value: Any) -> Choice:
             )
         return Choice(name, validate(schema, options, key))
     entry = get(CHOICES[key], name, key=f"{key}.name")
+    if options and not entry.options.model_fields:
+        given = next(iter(options))
+        raise ConfigError(
+            f'{key}.name is "{name}", which has no options; name another, as in {key}.name = '
+            f'"{_another(key, given)}"',
+            key=f"{key}.{given}",
+        )
     return Choice(name, validate(entry.options, options, key))
+
+
+def _another(key: str, option: str) -> str:
+    """Return an entry that takes an option, else any that has options."""
+    found = [entry for entry in entries(CHOICES[key]) if entry.options.model_fields]
+    having = [entry.name for entry in found if option in entry.options.model_fields]
+    return (having or [entry.name for entry in found])[0]
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

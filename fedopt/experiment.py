@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedopt import systems
@@ -104,8 +105,22 @@ class Experiment:
         """The amount of local work of a round."""
         local = self.config.local
         if isinstance(self.population, PooledPopulation):
-            return LocalWork(None, self._pooled_steps(self.population), local.batch_size)
-        return LocalWork(local.epochs, local.steps, local.batch_size)
+            steps = self._pooled_steps(self.population)
+            return LocalWork(None, steps, local.batch_size, self.needs_pairs)
+        return LocalWork(local.epochs, local.steps, local.batch_size, self.needs_pairs)
+
+    @cached_property
+    def needs_pairs(self) -> bool:
+        """Whether the model cannot be trained on a batch of one example.
+
+        That is BatchNorm's on vectors, whose variance is then that of one value; images have many.
+        """
+        model = self.build_model().train()
+        if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+            return False
+        client = int(np.flatnonzero(self.population.sizes)[0])
+        one = torch.from_numpy(self.population.train(client)[0][:1].copy())
+        return not _takes(model, one) and _takes(model, one.repeat(2, *[1] * (one.dim() - 1)))
 
     def _pooled_steps(self, pool: PooledPopulation) -> int:
         """Return the steps of centralised training: those of the configured cohort together."""
@@ -628,6 +643,14 @@ class Experiment:
         if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
             raise ConfigError("the loss must be a scalar tensor", key="local.loss")
         self.selecting.check(output, targets)
+        single = np.flatnonzero(self.population.sizes == 1)
+        if self.needs_pairs and (len(single) or self.config.local.batch_size == 1):
+            who = f"client {single[0]} has one example" if len(single) else "batch_size is 1"
+            raise ConfigError(
+                f"the model has BatchNorm, which knows no variance of one example, but {who}; use "
+                "partition.min_examples = 2 (or more), another batch_size, or GroupNorm",
+                key="model" if len(single) else "local.batch_size",
+            )
 
     def _check_search(self) -> None:
         """Check that what is configured can search, where the model is a supernet."""

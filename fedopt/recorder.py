@@ -94,6 +94,8 @@ class Recorder:
         self._keep = keep_parameters
         self._scratch = tempfile.TemporaryDirectory(prefix="fedopt-") if not directory else None
         folder = directory or Path(self._scratch.name)  # type: ignore[union-attr]
+        # What the strategy refuses, it refuses before anything is written.
+        self.strategy = make_strategy(experiment, folder / "clients")
         self._checkpoints: list[Checkpoint] = []
         if resume:
             last = last_recorded_round(folder)
@@ -105,7 +107,6 @@ class Recorder:
             remove_temporary(folder / CHECKPOINTS)
         else:
             self.writer = RunWriter(directory)
-        self.strategy = make_strategy(experiment, folder / "clients")
         self._architecture = (
             ArchitectureLog(experiment, directory, reached if resume else 0)
             if experiment.is_search
@@ -182,12 +183,7 @@ class Recorder:
             self._average = ModelAverage(config.server_swa, config.rounds, layout.size)
         if self._checkpoints:
             latest = self._checkpoints[-1]
-            # In the model's order: a checkpoint's file holds them sorted by name, and the flat
-            # vectors of the nodes are in the model's.
-            arrays = to_record(layout.named(layout.state(latest.arrays)))
-            rows = {c.round: c.client_rows for c in self._checkpoints}
-            self.strategy.prepare(arrays, rows)
-            self.strategy.load_saved_vectors(latest.vectors)
+            arrays = restore(self.strategy, layout, self._checkpoints)
             if self._average is not None:
                 self._average.load(latest.vectors, latest.round)
             self._totals |= latest.totals
@@ -485,7 +481,7 @@ class Recorder:
         return ", ".join(words)
 
     def _describe_population(self) -> None:
-        self._population = population_statistics(self.experiment.population)
+        self._population = population_statistics(self.experiment.members)
         self.writer.write_json("population.json", self._population)
 
     def _draw_population(self) -> None:
@@ -493,7 +489,7 @@ class Recorder:
         if self.writer.directory is not None and self._population:
             from fedopt.data.picture import draw_population
 
-            draw_population(self.experiment.population, self.writer.directory / "population.png")
+            draw_population(self.experiment.members, self.writer.directory / "population.png")
 
     def _checkpoint(self, round: int, keep: int) -> None:
         directory, strategy = self.writer.directory, self.strategy
@@ -599,6 +595,26 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
     options = config.strategy.options
     assert isinstance(options, StrategyOptions)
     return load_strategy(config.strategy.name)(federation, options)
+
+
+def restore(
+    strategy: FederatedStrategy, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]
+) -> ArrayRecord:
+    """Put a new strategy into the state of a checkpoint, and return the model.
+
+    Args:
+        strategy: the new one.
+        layout: of the model.
+        checkpoints: of one run, oldest first; the last one counts, and the clients' rows that the
+            others name are kept.
+    """
+    latest = checkpoints[-1]
+    # In the model's order: a checkpoint's file holds them sorted by name, and the flat vectors of
+    # the nodes are in the model's.
+    arrays = to_record(layout.named(layout.state(latest.arrays)))
+    strategy.prepare(arrays, {c.round: c.client_rows for c in checkpoints})
+    strategy.load_saved_vectors(latest.vectors)
+    return arrays
 
 
 def model_state(model: nn.Module, layout: ParameterLayout) -> ModelState:

@@ -421,7 +421,8 @@ class ClipTable(Table):
     def _begins_somewhere(self) -> ClipTable:
         if self.quantile is not None and self.norm is None:
             raise ValueError("norm: a quantile needs the norm of the first round, > 0")
-        if "lr" in self.model_fields_set and self.quantile is None:
+        default = type(self).model_fields["lr"].default  # which config.toml says of every run
+        if self.lr != default and self.quantile is None:
             raise ValueError("lr: has no effect without a quantile, which the norm follows")
         return self
 

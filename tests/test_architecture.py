@@ -52,6 +52,7 @@ FORBIDDEN: dict[str, set[str]] = {
             "models",
             "data",
             "compression",
+            "drift",
         )
     },
     "fedopt.client": {

@@ -20,6 +20,7 @@ from fedopt.config import CHOICES, DEFAULT_NAMES, Config, from_run_config, load
 from fedopt.errors import ConfigError
 from fedopt.registry import entries, get
 from fedopt.schema import (
+    ArrivalTable,
     ClipTable,
     CurriculumTable,
     GradientTable,
@@ -34,6 +35,7 @@ from fedopt.schema import (
 positive = st.floats(1e-6, 1e6)
 unit = st.floats(0, 1)
 below_one = st.floats(0, 1, exclude_max=True)
+positive_share = st.floats(0, 1, exclude_min=True)
 small = st.integers(1, 10**6)
 
 
@@ -276,6 +278,13 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
     },
     "local.schedule": {n: options_of("schedules", n, **o) for n, o in DERIVED["schedules"].items()},
     "attack": {entry.name: options_of("attacks", entry.name) for entry in entries("attacks")},
+    "drift": {
+        "none": {},
+        "label": options_of("drifts", "label", share=st.floats(0.01, 1), classes=positive_share),
+        "feature": options_of("drifts", "feature", shift=positive),
+        "rotation": options_of("drifts", "rotation", degrees=st.floats(1, 360)),
+        "prior": options_of("drifts", "prior"),
+    },
 }
 VALUES["server.optimizer"] = {"none": {}} | {
     name: keys for name, keys in VALUES["local.optimizer"].items() if name != "kfac"
@@ -327,6 +336,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "server.curriculum": by_schema(ServerCurriculumTable, start=st.just(1.0)),
     "uplink.clip": by_schema(ClipTable),
     "uplink.privacy": by_schema(PrivacyTable),
+    "arrival": by_schema(ArrivalTable),
     "search": by_schema(SearchTable),
     "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99), every=st.just(1)),
     "system": {"stragglers": unit},
@@ -344,6 +354,9 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "every": small,
         "batch_size": small,
         "validation_clients": st.integers(0, 100),
+        "unseen_clients": st.one_of(
+            st.integers(0, 100), st.floats(0, 1, exclude_min=True, exclude_max=True)
+        ),
         "sharpness_every": st.integers(0, 100),
         "sharpness_examples": st.integers(1, 10_000),
         "sharpness_rho": st.floats(1e-6, 10.0),
@@ -367,7 +380,7 @@ TOP: dict[str, st.SearchStrategy[Any]] = {
 def trees(draw: st.DrawFn) -> dict[str, Any]:
     """Valid configurations, as a TOML file gives them."""
     tree: dict[str, Any] = draw(optional(**TOP))
-    for key in ("data", "partition", "model", "strategy"):
+    for key in ("data", "partition", "model", "strategy", "drift"):
         if draw(st.booleans()):
             tree[key] = draw(choice(key))
     if draw(st.booleans()):
@@ -391,6 +404,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
             tree[way][table].setdefault("name", "none")
     if tree.get("uplink", {}).get("clip"):
         tree["uplink"]["clip"].setdefault("norm", 1.0)
+    if tree.get("arrival"):
+        tree["arrival"].setdefault("share", 0.5)
     sam = tree.get("local", {}).get("sam", {})
     if sam.get("adaptive") or sam.get("corrected"):
         sam.setdefault("rho", 0.05)
@@ -588,6 +603,25 @@ BAD = {
     "engine.workers=0": "engine.workers",
     "evaluation=3": "evaluation",
     "evaluation.every=0": "evaluation.every",
+    "evaluation.unseen_clients=-1": "evaluation.unseen_clients",
+    "evaluation.unseen_clients=0.0": "evaluation.unseen_clients",
+    "evaluation.unseen_clients=1.0": "evaluation.unseen_clients",
+    "evaluation.unseen_clients=true": "evaluation.unseen_clients",
+    "drift=3": "drift",
+    "drift.start=3": "drift.start",
+    "drift={name='label', share=0.0}": "drift.share",
+    "drift={name='label', start=0}": "drift.start",
+    "drift={name='label', kind='abrupt'}": "drift.kind",
+    "drift={name='label', change='turn'}": "drift.change",
+    "drift={name='prior', kind='incremental'}": "drift.kind",
+    "drift={name='feature', shift=0}": "drift.shift",
+    "drift={name='rotation', degrees=0}": "drift.degrees",
+    "drift={name='rotation', degrees=361}": "drift.degrees",
+    "arrival=0.5": "arrival",
+    "arrival.share=1.0": "arrival.share",
+    "arrival.first=5": "arrival.share",
+    "arrival={share=0.5, first=1}": "arrival.first",
+    "arrival={share=0.5, pattern='wave'}": "arrival.pattern",
     "checkpoint.every=-1": "checkpoint.every",
     "checkpoint.keep=0": "checkpoint.keep",
 }
@@ -649,6 +683,8 @@ def test_bad_combinations_are_blamed_on_one_key(overrides: list[str], key: str) 
         ("server.swaa.start=1", "server.swaa", "swa"),
         ("server.swa.strat=1", "server.swa.strat", "start"),
         ("strategy=mofedsan", "strategy.name", "mofedsam"),
+        ("drift=labels", "drift.name", "label"),
+        ("arrival.shares=0.5", "arrival.shares", "share"),
     ],
 )
 def test_misspelt_words_bring_the_nearest(override: str, key: str, nearest: str) -> None:

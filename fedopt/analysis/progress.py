@@ -223,10 +223,16 @@ class _State:
                 words.append(f"{label} {human_metric(values[name])}")
         if "test_accuracy" in values:
             words.append(f"accuracy {values['test_accuracy']:.3f}")
+        if "validation_accuracy" in values:
+            words.append(f"validation {values['validation_accuracy']:.3f}")
         if "validation_accuracy_worst10" in values:
             words.append(f"worst clients {values['validation_accuracy_worst10']:.3f}")
         if "bytes_up" in values or "bytes_down" in values:
             words.append(human_bytes(values.get("bytes_up", 0) + values.get("bytes_down", 0)))
+        if "epsilon" in values:
+            words.append(f"epsilon {values['epsilon']:.3g}")
+        if "sim_seconds" in values:
+            words.append(f"virtual {human_seconds(values['sim_seconds'])}")
         elapsed = self.now - self.began
         words.append(human_seconds(elapsed))
         if self.round < self.rounds:
@@ -255,5 +261,10 @@ def _closing(summary: Mapping[str, object], elapsed: float) -> str:
     accuracy = best.get("test_accuracy") if isinstance(best, Mapping) else None
     if isinstance(accuracy, Mapping):
         parts[-1] += f" (best {human_metric(accuracy['value'])} in round {accuracy['round']})"
+    if isinstance(final, Mapping):
+        for name, label in (("validation_accuracy", "validation accuracy"), ("epsilon", "epsilon")):
+            value = final.get(name)
+            if isinstance(value, int | float):
+                parts.append(f"{label} {human_metric(value)}")
     folder = summary.get("run_dir")
     return ", ".join(parts) + (f"\nresults in {folder}" if folder else "")

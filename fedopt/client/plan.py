@@ -27,11 +27,14 @@ class LocalWork:
         epochs: passes over the client's examples, > 0, or None where `steps` is given.
         steps: optimizer steps, >= 1, or None where `epochs` is given.
         batch_size: examples a step, >= 1, or None for all of them.
+        merges_single: whether a last batch of one example is added to the one before it: BatchNorm
+            knows no variance of one.
     """
 
     epochs: float | None
     steps: int | None
     batch_size: int | None
+    merges_single: bool = False
 
     def batch(self, examples: int) -> int:
         """Return the batch size of a client with `examples` examples."""
@@ -39,7 +42,11 @@ class LocalWork:
 
     def steps_per_epoch(self, examples: int) -> int:
         """Return the steps that one pass takes; the last batch may be smaller."""
-        return -(-examples // self.batch(examples))
+        batch = self.batch(examples)
+        whole, rest = divmod(examples, batch)
+        if self.merges_single and rest == 1 and whole:
+            return whole
+        return whole + (rest > 0)
 
     def planned_steps(self, examples: int) -> int:
         """Return the steps of a full round: at least one, fractions rounded half to even."""

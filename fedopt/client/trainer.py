@@ -555,7 +555,11 @@ class Trainer:
                 weight, status = 0.0, Status.FAILED
                 what = f"loss {loss}, norm of the update {norm}"
                 what += "" if sound[i] else ", statistics that are not finite"
-                what += "" if own[i] else ", a personal model that is not finite"
+                if not own[i]:
+                    what = (
+                        "the personal model is not finite; a pull of strategy.lam times the "
+                        "learning rate above 2 makes it swing ever wider"
+                    )
                 what += "" if sends[i] else ", something it sends or keeps that is not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))

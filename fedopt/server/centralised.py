@@ -7,7 +7,10 @@ federation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
+
+from flwr.app import Message, MetricRecord
 
 from fedopt.models.layout import ParameterLayout
 from fedopt.server.catalogue import CentralisedOptions
@@ -22,6 +25,18 @@ class Centralised(FederatedStrategy):
 
     options_type = CentralisedOptions
     exchanges: ClassVar[bool] = False
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return loss and accuracy; of clients, which are one here, there is no distribution."""
+        metrics = super().aggregate_evaluate(server_round, replies)
+        for name in ("mean", "worst10", "variance"):
+            if self.record is not None:
+                self.record.metrics.pop(f"validation_accuracy_{name}", None)
+            if metrics is not None:
+                metrics.pop(f"validation_accuracy_{name}", None)
+        return metrics
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
         """Return nothing: the data are where the model is."""

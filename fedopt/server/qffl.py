@@ -28,6 +28,9 @@ from fedopt.client.algorithm import (
     LocalTerms,
     Vectors,
 )
+from fedopt.client.recipe import Recipe
+from fedopt.errors import ConfigError
+from fedopt.registry import Options
 from fedopt.server.catalogue import QFedAvgOptions
 from fedopt.server.rounds import RoundSums
 from fedopt.server.strategy import FederatedStrategy
@@ -80,6 +83,17 @@ class QFedAvg(FederatedStrategy):
         """Return the options with L = 1 / lr where it is not given."""
         given = options.lipschitz
         return options.model_copy(update={"lipschitz": 1 / lr}) if given is None else options
+
+    @classmethod
+    def check(cls, options: Options, recipe: Recipe) -> None:
+        """Refuse a rate that tells nothing of L."""
+        assert isinstance(options, QFedAvgOptions)
+        if options.lipschitz is None and recipe.rule.effective_lr_sum([1.0]) is None:
+            raise ConfigError(
+                "missing; L is 1 / lr for SGD, but the rate of another optimizer tells nothing of "
+                "the gradient's Lipschitz constant",
+                key="strategy.lipschitz",
+            )
 
     @classmethod
     def local(cls, options: QFedAvgOptions) -> LocalAlgorithm:

@@ -17,6 +17,7 @@ Federated Learning" (RFA).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -112,6 +113,22 @@ class TrimmedMean(RobustStrategy):
 
     options_type = TrimmedMeanOptions
 
+    def __init__(
+        self,
+        federation: Federation,
+        options: TrimmedMeanOptions | None = None,
+        **keywords: Any,
+    ) -> None:
+        super().__init__(federation, options, **keywords)
+        count, beta = federation.clients_per_round, self.options.beta
+        if beta and math.floor(beta * count) == 0:
+            raise ConfigError(
+                f"got {beta:g}, of which nothing is left out of {count} clients a round: "
+                f"{beta:g} x {count} is rounded down; use at least {1 / count:.3g}, 0, or more "
+                "clients_per_round",
+                key="strategy.beta",
+            )
+
     def robust_mean(self, updates: Updates) -> tuple[Tensor, Tensor]:
         """Return the trimmed means."""
         return updates.coordinates(partial(trimmed_mean, beta=self.options.beta))
@@ -157,7 +174,11 @@ class Krum(RobustStrategy):
         """Return the mean of the selected updates."""
         needed = max(2 * self.options.hostile + 3, self.options.selected)
         if len(updates) < needed:
-            raise RunError(f"krum needs {needed} updates, but {len(updates)} arrived")
+            raise RunError(
+                f"krum needs {needed} updates (2 hostile + 3, or as many as are selected), but "
+                f"{len(updates)} arrived; use a smaller strategy.hostile or strategy.selected, "
+                'more clients_per_round, or strategy.partial_work = "keep"'
+            )
         scores = krum_scores(updates.gram(), self.options.hostile)
         chosen = scores.argsort(stable=True)[: self.options.selected]
         weights = torch.zeros(len(updates), dtype=torch.float64)

@@ -71,6 +71,7 @@ class ScheduledWork:
             self.up,
             self.passes,
             self.operations,
+            self.local.merges_single,
         )
 
 

@@ -25,6 +25,7 @@ class Work:
         passes: gradients a step: 2 with sharpness-aware minimisation, and so on.
         operations: floating-point operations of a gradient of one example, where devices' speed
             counts operations; 1 where it counts examples.
+        merges_single: whether a last batch of one is added to the one before it.
     """
 
     sizes: Integers
@@ -33,11 +34,13 @@ class Work:
     up: int
     passes: int = 1
     operations: float = 1.0
+    merges_single: bool = False
 
     def examples(self, steps: Integers) -> Integers:
         """Return the examples in some steps of each client; a pass's last batch may be short."""
         batch = self.sizes if self.batch_size is None else np.minimum(self.batch_size, self.sizes)
-        an_epoch = -(-self.sizes // batch)
+        whole, left = np.divmod(self.sizes, batch)
+        an_epoch = whole + ((left > 1) if self.merges_single else (left > 0))
         passes, rest = np.divmod(steps, an_epoch)
         seen: Integers = passes * self.sizes + rest * batch
         return seen

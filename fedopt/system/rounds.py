@@ -8,7 +8,7 @@ bytes and joules count. The clock knows nothing of wall time or workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
@@ -395,9 +395,7 @@ class SemiSynchronous(Synchronous):
 
 def _work_of(work: Work, places: npt.NDArray[np.int64]) -> Work:
     """Return the work of some of the clients."""
-    return Work(
-        work.sizes[places], work.batch_size, work.down, work.up, work.passes, work.operations
-    )
+    return replace(work, sizes=work.sizes[places])
 
 
 def synchronous_round(

@@ -42,13 +42,13 @@ def combinations() -> dict[str, Subject]:
         FedoptSubject(
             "fedavg",
             kind=("fedavg", "server_optimizer"),
-            name="fedavg, server sgd",
+            name="fedavg+server_sgd",
             server={"optimizer": {"name": "sgd", "lr": 1.0}},
         ),
         FedoptSubject(
             "fedavg",
             kind=("compressed", "biased"),
-            name="fedavg, top_k",
+            name="fedavg+top_k",
             uplink={"compression": {"name": "top_k", "share": 0.25}},
         ),
     )
@@ -62,7 +62,7 @@ def codecs() -> dict[str, Subject]:
     kinds: Mapping[str, tuple[Any, str | tuple[str, ...]]] = {
         "TopK": (TopK(0.25), ("contraction", "biased")),
         "RandomK": (RandomK(0.25, scaled=False), "contraction"),
-        "RandomK, scaled": (RandomK(0.25), "unbiased"),
+        "RandomK_scaled": (RandomK(0.25), "unbiased"),
         "PowerSGD": (PowerSGD(1), ("contraction", "biased")),
         "QSGD": (QSGD(4), "unbiased"),
         "StochasticUniform": (StochasticUniform(4), "unbiased"),

@@ -50,18 +50,38 @@ class Report:
         return self._of("not applicable")
 
     @property
+    def untested(self) -> list[str]:
+        """The claims of which no check of their own could run."""
+        found = []
+        for claim in self.claims:
+            own = [o for o in self.outcomes if claim in o.check.kinds]
+            if own and all(o.status == "not applicable" for o in own):
+                found.append(claim)
+        return found
+
+    @property
     def ok(self) -> bool:
-        """Whether no check failed."""
-        return not self.failed
+        """Whether no check failed, and each claim was tested."""
+        return not self.failed and not self.untested
 
     def raise_if_failed(self) -> None:
-        """Raise with the messages of all checks that failed.
+        """Raise with the messages of all checks that failed, and the claims that were not tested.
 
         Raises:
             CheckFailedError: some failed.
         """
-        if self.failed:
-            raise CheckFailedError("\n\n".join(outcome.message for outcome in self.failed))
+        messages = [outcome.message for outcome in self.failed]
+        messages += [self._untested(claim) for claim in self.untested]
+        if messages:
+            raise CheckFailedError("\n\n".join(messages))
+
+    def _untested(self, claim: str) -> str:
+        reasons = {o.reason for o in self.outcomes if claim in o.check.kinds}
+        return (
+            f'no check of the claim "{claim}" could run on "{self.subject}": '
+            f"{'; '.join(sorted(reasons))}. Where its options have other names, give "
+            "options={...}."
+        )
 
     def table(self) -> Table:
         """Return a table for the terminal (rich)."""
@@ -73,7 +93,8 @@ class Report:
             f"  {outcome.check.name:<{width}}  {outcome.status:<14}  {_numbers(outcome)}"
             for outcome in self.outcomes
         )
-        return "\n".join([f"{self.subject} as {', '.join(self.claims)}", *rows])
+        lines = [f"{self.subject} as {', '.join(self.claims)}", *rows]
+        return "\n".join([*lines, *(self._untested(claim) for claim in self.untested)])
 
 
 def _numbers(outcome: Outcome) -> str:
