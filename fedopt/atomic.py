@@ -8,7 +8,6 @@ import re
 import secrets
 from pathlib import Path
 
-
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 

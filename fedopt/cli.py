@@ -1,7 +1,7 @@
 """The `fedopt` command. Heavy imports happen inside the commands, so that `--help` is instant.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted, 143 terminated. With `--json` standard output
-holds JSON alone; progress and messages go to standard error.
+Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted, 143 terminated. With `--json`
+standard output holds JSON alone; progress and messages go to standard error.
 """
 
 from __future__ import annotations
@@ -151,6 +151,45 @@ def plot(
     Example: fedopt plot runs/fedavg runs/scaffold --x bytes --out comparison.pdf
     """
     _guarded(lambda: _plot(run_dirs, x, metric or [], out), debug)
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="METRIC=VALUE, such as test_accuracy=0.9: what it cost"),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", help="a column of rounds.csv (default: that of the target)"),
+    ] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: final and best value of a metric, and rounds, bytes and time to a target.
+
+    Example: fedopt compare runs/fedavg runs/scaffold --target test_accuracy=0.9
+    """
+    _guarded(lambda: _compare(run_dirs, target, metric, as_json), debug)
+
+
+@app.command()
+def timeline(
+    run_dir: Annotated[Path, typer.Argument(help="folder of a run with a virtual clock")],
+    rounds: Annotated[
+        str, typer.Option("--rounds", help="A-B, the rounds whose clients are drawn")
+    ] = "1-3",
+    out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
+        "timeline.png"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Draw who did what when on the virtual clock, as a Gantt chart.
+
+    Example: fedopt timeline runs/deadline --rounds 1-5 --out timeline.png
+    """
+    _guarded(lambda: _timeline(run_dir, rounds, out), debug)
 
 
 @app.command("lr-range")
@@ -402,6 +441,53 @@ def _plot(run_dirs: list[Path], x: str, metrics: list[str], out: Path) -> None:
 
     histories = [(directory.resolve().name, read_history(directory)) for directory in run_dirs]
     typer.echo(str(save_figure(convergence_figure(histories, x=x, metrics=metrics), out)))
+
+
+def _compare(
+    run_dirs: list[Path], target: str | None, metric: str | None, as_json: bool
+) -> None:
+    from fedopt.analysis.comparison import comparison, comparison_table
+    from fedopt.analysis.store import read_history
+
+    name, value = metric or "test_accuracy", None
+    if target is not None:
+        name, sign, number = target.partition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            sign = ""
+        if not sign or (metric is not None and metric != name):
+            of = f" of --metric {metric}" if metric is not None else ""
+            raise ConfigError(
+                f'got "{target}", expected METRIC=VALUE{of}, such as test_accuracy=0.9',
+                key="--target",
+            )
+    histories = [(str(directory), read_history(directory)) for directory in run_dirs]
+    rows = comparison(histories, name, value)
+    if as_json:
+        plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]
+        typer.echo(json.dumps(plain, indent=2))
+        return
+    from rich.console import Console
+
+    Console().print(comparison_table(rows, name, value))
+
+
+def _timeline(run_dir: Path, rounds: str, out: Path) -> None:
+    from fedopt.analysis.plots import save_figure
+    from fedopt.analysis.store import read_clients, read_history
+    from fedopt.analysis.timeline import timeline_figure
+
+    first, _, last = rounds.partition("-")
+    try:
+        span = int(first), int(last or first)
+    except ValueError:
+        span = (0, 0)
+    if not 1 <= span[0] <= span[1]:
+        raise ConfigError(f'expected A-B or A, such as "3-7", got "{rounds}"', key="--rounds")
+    clients, history = read_clients(run_dir), read_history(run_dir)
+    figure = timeline_figure(clients, history, *span, title=run_dir.resolve().name)
+    typer.echo(str(save_figure(figure, out)))
 
 
 def _lr_range(

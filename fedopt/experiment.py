@@ -40,6 +40,7 @@ from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.trainer import Engine, Trainer
 from fedopt.config import Config
 from fedopt.data.population import Examples, Population, build_population
+from fedopt.data.unseen import PartlyUnseen
 from fedopt.drift.population import Drift, DriftedPopulation
 from fedopt.errors import ConfigError
 from fedopt.evolving import check_inputs, make_arrival, make_drift, with_unseen
@@ -336,6 +337,12 @@ class Experiment:
             ConfigError: nobody is there at first, or rounds are out of range.
         """
         return make_arrival(self.config, self.population.sizes)
+
+    @property
+    def everyone(self) -> Population:
+        """All clients one by one, with those that never train."""
+        members: object = self.members
+        return members.everyone if isinstance(members, PartlyUnseen) else self.members
 
     @property
     def unseen(self) -> npt.NDArray[np.int64]:

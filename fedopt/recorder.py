@@ -133,9 +133,7 @@ class Recorder:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.progress.close()
         try:
-            if error is None:
-                self._draw_population()
-            else:
+            if error is not None:
                 self._record_end(error)
         finally:
             self.writer.close()
@@ -416,6 +414,8 @@ class Recorder:
 
                 figure = client_figure(run.history, config.strategy.name)
                 save_figure(figure, writer.directory / "clients.png")
+        self._draw_population()
+        # Last: who reads that the run is completed finds all of it.
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
         return run
@@ -467,7 +467,7 @@ class Recorder:
     def _header(self, layout: ParameterLayout) -> str:
         config, population = self.experiment.config, self.experiment.population
         cohort = self.experiment.cohort_size()
-        sizes = population.sizes
+        sizes = self.experiment.everyone.sizes if len(self.experiment.unseen) else population.sizes
         words = [
             f"{config.strategy.name} on {config.data.name}",
             f"{cohort} of {population.clients} clients a round",
@@ -481,15 +481,15 @@ class Recorder:
         return ", ".join(words)
 
     def _describe_population(self) -> None:
-        self._population = population_statistics(self.experiment.members)
+        self._population = population_statistics(self.experiment.everyone)
         self.writer.write_json("population.json", self._population)
 
     def _draw_population(self) -> None:
-        """Draw the population: at the end, because it takes longer than many a round."""
+        """Draw the population: at the end, because it takes longer than many rounds do."""
         if self.writer.directory is not None and self._population:
             from fedopt.data.picture import draw_population
 
-            draw_population(self.experiment.members, self.writer.directory / "population.png")
+            draw_population(self.experiment.everyone, self.writer.directory / "population.png")
 
     def _checkpoint(self, round: int, keep: int) -> None:
         directory, strategy = self.writer.directory, self.strategy

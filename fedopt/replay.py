@@ -159,9 +159,7 @@ class Replay:
         row["status"] = Status(row["status"]).name.lower()
         if outcome.failures:
             reason = outcome.failures[0].reason
-        return Replayed(
-            self.client, self.round, self._started_from, row, reason, self._recorded()
-        )
+        return Replayed(self.client, self.round, self._started_from, row, reason, self._recorded())
 
     def _trained(self, trainer: Trainer, request: TrainRequest) -> TrainingOutcome:
         device, layout = trainer.engine.device, trainer.engine.layout
@@ -189,9 +187,7 @@ class Replay:
             while server.round < self.round - 1:
                 server.advance(grid)
             strategy = server.strategy
-            messages = strategy.configure_train(
-                self.round, server.arrays, ConfigRecord({}), grid
-            )
+            messages = strategy.configure_train(self.round, server.arrays, ConfigRecord({}), grid)
             requests = [decode_request(message.content) for message in messages]
         for request in requests:
             for block in request.blocks:

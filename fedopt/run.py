@@ -304,9 +304,12 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     down, up = strategy.client_nbytes(layout)
     sizes = population.sizes[population.sizes > 0]
     steps = [experiment.work.planned_steps(int(n)) for n in (sizes.min(), sizes.max())]
+    unseen = len(experiment.unseen)
+    hidden = unseen if population is experiment.members else 0
     return {
         "clients": population.clients,
-        "clients without examples": int(population.clients - len(sizes)),
+        "clients without examples": int(population.clients - len(sizes) - hidden),
+        **({"clients never trained on": unseen} if unseen else {}),
         "clients a round": cohort,
         "local steps a client": f"{steps[0]} to {steps[1]}",
         "parameters": layout.size,

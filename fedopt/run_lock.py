@@ -50,7 +50,9 @@ class RunLock:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             says = error.strerror or error
-            raise ConfigError(f"cannot write into {self._path.parent}: {says}.", key="out") from None
+            raise ConfigError(
+                f"cannot write into {self._path.parent}: {says}.", key="out"
+            ) from None
         try:
             self._lock(fd)
             # Whoever held it may have removed the file between our opening and our locking it.

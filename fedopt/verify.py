@@ -97,9 +97,7 @@ def verify(
 
         def found(round: int, computed: str, what: str) -> Verification:
             recorded = run.digests[round]
-            return Verification(
-                first, last, start, round, recorded, computed, what, run.changed
-            )
+            return Verification(first, last, start, round, recorded, computed, what, run.changed)
 
         if start and server.digest != run.digests.get(start):
             return found(start, server.digest, "the checkpoint is not the model that was recorded")
@@ -135,9 +133,7 @@ def _wanted(run: RecordedRun, rounds: str | None, from_round: int | None) -> tup
         first, last, key = int(match[1]), int(match[2] or match[1]), "--rounds"
     if not 1 <= first <= last <= run.last:
         got = f"{first}" if key == "--from-round" else f"{first}-{last}"
-        raise ConfigError(
-            f"got {got}, but {run.directory} has the rounds 1 to {run.last}", key=key
-        )
+        raise ConfigError(f"got {got}, but {run.directory} has the rounds 1 to {run.last}", key=key)
     missing = [round for round in range(first, last + 1) if round not in run.digests]
     if missing:
         raise ConfigError(f"{run.directory} has no row for round {missing[0]}.")

@@ -172,7 +172,8 @@ def parse_frame(payload: bytes, columns: Sequence[Column], source: Path | None) 
     payload = payload[: payload.rfind(b"\n") + 1]
     _check_shape(payload, columns, source)
     types = {column.name: "float64" for column in columns if column.kind == "real"}
-    types |= {column.name: "str" for column in columns if column.kind in ("text", "digest", "words")}
+    words = ("text", "digest", "words")
+    types |= {column.name: "str" for column in columns if column.kind in words}
     # The default parser is exact from pandas 3.1 on, where the option is deprecated.
     version = tuple(int(part) for part in pandas.__version__.split(".")[:2])
     exact = {} if version >= (3, 1) else {"float_precision": "round_trip"}

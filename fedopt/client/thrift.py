@@ -97,7 +97,8 @@ def train_thriftily(
             _rows_of(terms, part, len(plans)),
         )
         parts.append(_mapped(result, torch.clone))  # an engine uses its memory again
-    return _joined(parts)
+    joined: LocalResult = _joined(parts)
+    return joined
 
 
 def _examples_of(examples: Examples, plans: Sequence[ClientPlan], part: slice) -> Examples:
@@ -113,7 +114,8 @@ def _rows_of(terms: LocalTerms, part: slice, clients: int) -> LocalTerms:
     def rows(value: Tensor) -> Tensor:
         return value[part] if value.dim() and len(value) == clients else value
 
-    return _mapped(terms, rows)
+    mapped: LocalTerms = _mapped(terms, rows)
+    return mapped
 
 
 def _mapped(record: Any, change: Any) -> Any:

@@ -21,6 +21,7 @@ class PartlyUnseen:
         unseen: ids of those held out, ascending.
 
     Attributes:
+        everyone: the population given.
         all_sizes: training examples of each client, those held out included, `[N]`.
         unseen: ids of those held out, ascending.
         sizes: training examples of each client, 0 of those held out, `[N]`.
@@ -28,6 +29,7 @@ class PartlyUnseen:
 
     def __init__(self, population: Population, unseen: IntArray) -> None:
         self._population = population
+        self.everyone = population
         self.unseen = unseen
         self.all_sizes = population.sizes
         self.sizes = np.array(population.sizes)

@@ -112,7 +112,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())  # read where it lies
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # read where it lies
     return sha.hexdigest()
 
 

@@ -1,8 +1,8 @@
 """What a node answers, checked before it enters a model: names, lengths, counts, finite numbers.
 
-A reply that is not what was asked for, or not finite, is refused as a whole: its sums cannot be told
-apart any more. Its clients then count as failed, and so do clients whose training failed; how often
-one may fail is the business of `FailureCounts`.
+A reply that is not what was asked for, or not finite, is refused as a whole: its sums cannot be
+told apart any more. Its clients then count as failed, and so do clients whose training failed; how
+often one may fail is the business of `FailureCounts`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from fedopt.errors import ClientError, ReplyError
 
 FAILURES = "client_failures"
 """Name of the clients' failures among a checkpoint's vectors."""
+
+
+_UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError)
+"""What decoding raises where a record is missing or of another kind."""
 
 
 class Expected:
@@ -61,7 +65,14 @@ class Expected:
         try:
             outcome = decode_outcome(content)
             problem = self._problem(outcome)
-        except (KeyError, IndexError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            AssertionError,
+            AttributeError,
+        ) as error:
             says = f"{type(error).__name__}: {error}"
             raise ReplyError(f"{node} sent a reply that cannot be read ({says})") from error
         if problem:
@@ -118,7 +129,9 @@ class Expected:
             if tuple(total.shape) != (size,) or total.dtype != torch.float64:
                 shape = f"{tuple(total.shape)} {str(total.dtype).removeprefix('torch.')}"
                 return f'a sum "{name}" of shape {shape}, not ({size},) float64'
-        inside = {c for number in range(part.first, part.stop) for c in self._blocks[number].clients}
+        inside = {
+            c for number in range(part.first, part.stop) for c in self._blocks[number].clients
+        }
         used = (int(Status.TRAINED), int(Status.PARTIAL))
         weights = [
             weight
