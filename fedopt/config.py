@@ -72,6 +72,7 @@ CHOICES: dict[str, str] = {
     "system.devices": "devices",
     "system.availability": "availabilities",
     "policy": "policies",
+    "selection": "selections",
 }
 """Dotted key of a table with a name -> the registry's kind."""
 
@@ -93,6 +94,7 @@ DEFAULT_NAMES: dict[str, str] = {
     "system.devices": "none",
     "system.availability": "always",
     "policy": "synchronous",
+    "selection": "uniform",
 }
 
 
@@ -131,6 +133,7 @@ class Config:
     availability: Choice = field(default_factory=lambda: default_choice("system.availability"))
     failures: FailuresTable = field(default_factory=FailuresTable)
     policy: Choice = field(default_factory=lambda: default_choice("policy"))
+    selection: Choice = field(default_factory=lambda: default_choice("selection"))
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
     checkpoint: CheckpointTable = field(default_factory=CheckpointTable)

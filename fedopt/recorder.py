@@ -30,7 +30,7 @@ from fedopt.analysis.summary import summarise
 from fedopt.architecture_log import ArchitectureLog
 from fedopt.atomic import remove_temporary
 from fedopt.calibration import draw_reliability, final_calibration
-from fedopt.client.trainer import Status
+from fedopt.client.trainer import Reports, Status
 from fedopt.config import Config
 from fedopt.data.population import Examples
 from fedopt.data.statistics import population_statistics
@@ -45,6 +45,7 @@ from fedopt.seeds import torch_generator
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
 from fedopt.server.client_curriculum import ClientCurriculum
+from fedopt.server.client_selection import jain_index
 from fedopt.server.evaluation import Evaluator, Measurement, measure_on_grid
 from fedopt.server.model_average import ModelAverage
 from fedopt.server.pooled import PooledPopulation
@@ -52,6 +53,7 @@ from fedopt.server.rounds import Federation, RoundRecord, is_due
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
 from fedopt.system.rounds import Schedule, described
+from fedopt.systems import make_selection
 
 log = logging.getLogger("fedopt")
 
@@ -117,6 +119,7 @@ class Recorder:
         self._saved_at = time.monotonic()
         self._is_settled = False  # whether the strategy's state is that after the last round
         self._snapshots: dict[int, Snapshot] = {}
+        self._parts = self._recorded_parts()  # of clients that were used, by id
         self._totals = dict.fromkeys(TOTALS, 0.0)
         self._started = 0.0
         self._initial: dict[str, float] = {}
@@ -306,6 +309,7 @@ class Recorder:
             **sharpness,
             **record.metrics,
             "clients": record.count(Status.TRAINED, Status.PARTIAL),
+            "clients_seen": self._see(reports),
             "dropped_clients": record.count(Status.DROPPED),
             "failed_clients": record.count(Status.FAILED),
             "lr": self._mean_lr(record),
@@ -366,6 +370,7 @@ class Recorder:
             "initial": self._initial,
             "calibration": calibration.values.facts(),
             "population": self._population,
+            "participation": self._participation(),
             "environment": environment(),
         }
         layers = self.experiment.kronecker
@@ -419,6 +424,31 @@ class Recorder:
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
         return run
+
+    def _recorded_parts(self) -> dict[int, int]:
+        """Return how often each client was used in the rounds that a resumed run goes on from."""
+        table = self.writer.clients()
+        used = table[table["status"].isin(["trained", "partial"])]["client"].value_counts()
+        return dict(zip(used.index.tolist(), used.tolist(), strict=True))
+
+    def _see(self, reports: Reports) -> int:
+        """Count the parts of a round that were used; return how many clients had any so far."""
+        used = (Status.TRAINED, Status.PARTIAL)
+        mine = [c for c, s in zip(reports.client, reports.status, strict=True) if s in used]
+        for client in mine:
+            self._parts[client] = self._parts.get(client, 0) + 1
+        return len(self._parts)
+
+    def _participation(self) -> dict[str, Any]:
+        """Return how many clients took part, and how evenly."""
+        clients = int(np.count_nonzero(self.experiment.population.sizes))
+        counts = np.zeros(clients, dtype=np.int64)
+        counts[: len(self._parts)] = list(self._parts.values())
+        return {
+            "clients": clients,
+            "took_part": len(self._parts),
+            "jain_index": jain_index(counts),
+        }
 
     def _clock(self, schedule: Schedule | None) -> dict[str, float]:
         """Return the columns of the virtual clock after a round, where there is one."""
@@ -585,6 +615,7 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         channel=experiment.channel,
         privacy=experiment.privacy,
         hostility=experiment.hostility,
+        selection=make_selection(config.selection),
         system=experiment.system,
         arrival=experiment.arrival,
         unseen=tuple(experiment.unseen.tolist()),

@@ -33,6 +33,7 @@ KINDS: dict[str, str] = {
     "devices": "system.devices.name",
     "availabilities": "system.availability.name",
     "policies": "policy.name",
+    "selections": "selection.name",
     "engines": "engine.name",
 }
 """Kind of entry -> the configuration key that names one of it."""

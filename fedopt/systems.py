@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from fedopt.client.algorithm import LocalAlgorithm, collected
 from fedopt.config import Choice, Config
 from fedopt.errors import ConfigError
+from fedopt.registry import get
+from fedopt.server.client_selection import SelectionRule
 from fedopt.system.asynchronous import Buffered
 from fedopt.system.availability import (
     Always,
@@ -72,6 +74,14 @@ def is_on(config: Config) -> bool:
     failures = config.failures
     fails = failures.before or failures.during or failures.upload
     return names != ("none", "always", "synchronous") or bool(fails)
+
+
+def make_selection(choice: Choice) -> SelectionRule | None:
+    """Return which of the clients that are there train, or None for uniform draws."""
+    if choice.name == "uniform":
+        return None
+    rule: SelectionRule = get("selections", choice.name).load()(**choice.options.model_dump())
+    return rule
 
 
 def make_system(
@@ -179,6 +189,26 @@ def make_policy(config: Config, cohort: int) -> Synchronous | Buffered:
     return Synchronous()
 
 
+def _check_selection(config: Config) -> None:
+    """Refuse selections that cannot be made."""
+    chosen, key = config.selection.name, "selection.name"
+    if chosen == "uniform":
+        return
+    reasons = {
+        "training is centralised": config.strategy.name == "centralised",
+        "it needs to know how fast devices are; set system.devices": (
+            chosen == "fastest" and config.devices.name == "none"
+        ),
+        f'under "{config.policy.name}" clients begin one by one': (
+            config.policy.name in ASYNCHRONOUS
+        ),
+        "server.curriculum chooses clients already": config.server_curriculum.is_on,
+        "privacy is accounted for cohorts that are drawn uniformly": config.privacy.is_on,
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise ConfigError(f'got "{chosen}", but {reason}', key=key)
+
+
 def check_system(
     config: Config,
     strategy: type[FederatedStrategy],
@@ -199,6 +229,7 @@ def check_system(
         ConfigError: naming the key and the reason.
     """
     name, policy = config.strategy.name, config.policy.name
+    _check_selection(config)
     if is_on(config) and name == "centralised":
         raise ConfigError(
             "centralised training has no clients whose devices could differ; leave system and "

@@ -23,6 +23,7 @@ from fedopt.schema import (
     ArrivalTable,
     ClipTable,
     CurriculumTable,
+    FailuresTable,
     GradientTable,
     PrivacyTable,
     SamTable,
@@ -286,6 +287,26 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
         "prior": options_of("drifts", "prior"),
     },
 }
+TUPLES: dict[str, dict[str, Any]] = {
+    "uniform": {
+        "speed": st.just([1.0, 2.0]),
+        "downlink": st.just([1.0, 2.0]),
+        "uplink": st.just([3.0, 3.0]),
+    },
+    "classes": {"names": st.just(["laptop", "phone_slow"]), "weights": st.just([1.0, 2.0])},
+    "file": {"path": st.text()},
+    "trace": {"path": st.text()},
+}
+for _key, _kind in (
+    ("system.devices", "devices"),
+    ("system.availability", "availabilities"),
+    ("policy", "policies"),
+    ("selection", "selections"),
+):
+    VALUES[_key] = {
+        entry.name: options_of(_kind, entry.name, **TUPLES.get(entry.name, {}))
+        for entry in entries(_kind)
+    }
 VALUES["server.optimizer"] = {"none": {}} | {
     name: keys for name, keys in VALUES["local.optimizer"].items() if name != "kfac"
 }
@@ -339,7 +360,11 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "arrival": by_schema(ArrivalTable),
     "search": by_schema(SearchTable),
     "server.swa": by_schema(ServerSwaTable, start=st.floats(0, 0.99), every=st.just(1)),
-    "system": {"stragglers": unit},
+    "system": {
+        "stragglers": unit,
+        "speed_counts": st.sampled_from(["examples", "operations"]),
+    },
+    "system.failures": by_schema(FailuresTable),
     "engine": {
         "name": st.sampled_from(["inline", "ray"]),
         "workers": small,
@@ -406,6 +431,10 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
         tree["uplink"]["clip"].setdefault("norm", 1.0)
     if tree.get("arrival"):
         tree["arrival"].setdefault("share", 0.5)
+    if tree.get("uplink", {}).get("privacy"):
+        tree["uplink"]["privacy"].setdefault("noise_multiplier", 0.0)
+    if "lr" in tree.get("uplink", {}).get("clip", {}):
+        tree["uplink"]["clip"].setdefault("quantile", 0.5)
     sam = tree.get("local", {}).get("sam", {})
     if sam.get("adaptive") or sam.get("corrected"):
         sam.setdefault("rho", 0.05)

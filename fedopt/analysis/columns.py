@@ -189,6 +189,12 @@ ROUND_COLUMNS: tuple[Column, ...] = (
     ),
     Column("clients", "integer", "clients", "Clients whose update the server aggregated."),
     Column(
+        "clients_seen",
+        "integer",
+        "clients",
+        "Different clients whose updates the server has aggregated so far.",
+    ),
+    Column(
         "dropped_clients",
         "integer",
         "clients",

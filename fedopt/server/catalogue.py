@@ -415,3 +415,77 @@ _register(
     "no federation: one model on all clients' data; a reference",
     "-",
 )
+
+
+class UniformSelectionOptions(Options):
+    """Uniform draws have no options."""
+
+
+class PowerOfChoiceOptions(Options):
+    """Highest loss among candidates."""
+
+    candidates: float = Field(
+        2.0, ge=1, description="d, candidates for each client that is wanted, >= 1"
+    )
+    measure: bool = Field(
+        True,
+        description="candidates measure the server's model, whose bytes are counted; else the "
+        "training loss of a client's last participation counts",
+    )
+
+
+class OortOptions(Options):
+    """Utility."""
+
+    explore: float = Field(
+        0.9, ge=0, le=1, description="share for clients never tried in round 1, in [0, 1]"
+    )
+    decay: float = Field(0.98, gt=0, le=1, description="its factor a round, in (0, 1]")
+    least: float = Field(0.2, ge=0, le=1, description="its smallest value, in [0, 1]")
+    quantile: float = Field(
+        0.8, gt=0, le=1, description="of the clients' times: what is slower counts less, in (0, 1]"
+    )
+    alpha: float = Field(2.0, ge=0, description="power of the penalty for slowness, >= 0")
+    cutoff: float = Field(
+        0.95,
+        gt=0,
+        le=1,
+        description="share of the smallest utility taken from which on clients may be drawn, in "
+        "(0, 1]",
+    )
+
+
+def _select(name: str, target: str, options: type[Options], description: str, source: str) -> None:
+    where = f"fedopt.server.client_selection:{target}"
+    register(Entry("selections", name, where, options, description, source))
+
+
+_select("uniform", "SelectionRule", UniformSelectionOptions, "uniform draws; unbiased", "-")
+_select(
+    "size",
+    "BySize",
+    UniformSelectionOptions,
+    "in proportion to the examples; goes with uniform weighting",
+    "Li et al. 2020 (FedProx), algorithm 2",
+)
+_select(
+    "power_of_choice",
+    "PowerOfChoice",
+    PowerOfChoiceOptions,
+    "the highest losses among candidates; biased to clients that fit badly",
+    "Cho et al. 2022, algorithm 1",
+)
+_select(
+    "oort",
+    "Oort",
+    OortOptions,
+    "by loss, size and speed, with exploration; biased to useful and fast clients",
+    "Lai et al. 2021, algorithm 1",
+)
+_select(
+    "fastest",
+    "Fastest",
+    UniformSelectionOptions,
+    "those whose part takes least time; slow clients never train",
+    "Nishio and Yonetani 2019",
+)

@@ -21,6 +21,7 @@ from fedopt.optim.kronecker import KroneckerModel
 from fedopt.schedules.plateau import Plateau
 from fedopt.server.arrival import Arrival
 from fedopt.server.client_curriculum import ClientCurriculum
+from fedopt.server.client_selection import SelectionRule
 from fedopt.server.optimizer import ServerRule
 from fedopt.server.privacy import Privacy
 from fedopt.server.updates import Updates
@@ -68,6 +69,7 @@ class Federation:
         channel: what happens to what server and clients send each other, or None.
         privacy: what is known of the rounds' privacy, where the channel adds noise.
         hostility: which clients are hostile, or None.
+        selection: which of the clients that are there train, or None for uniform draws.
         system: devices and policy of rounds on the virtual clock, or None without one.
         arrival: who is there by which round, or None for all.
         unseen: ids of the clients that never train and are evaluated, ascending.
@@ -99,6 +101,7 @@ class Federation:
     channel: Channel | None = None
     privacy: Privacy | None = None
     hostility: Hostility | None = None
+    selection: SelectionRule | None = None
     system: SystemPlan | None = None
     arrival: Arrival | None = None
     unseen: tuple[int, ...] = ()

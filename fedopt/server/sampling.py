@@ -81,6 +81,10 @@ class UniformSampler:
                         found.append(client)
         return np.array(sorted(found), dtype=np.int64)
 
+    def ids(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the ids of clients at some positions among those that have examples."""
+        return self._ids(positions)
+
     def everyone(self) -> npt.NDArray[np.int64]:
         """Return the ids of all clients that have examples, ascending."""
         return self._ids(np.arange(self.clients))

@@ -18,9 +18,8 @@ from fedopt.client.plan import LocalWork
 from fedopt.client.trainer import Block
 from fedopt.server.blocks import MAX_BLOCKS, cut
 from fedopt.server.rounds import RoundSums
-from fedopt.server.sampling import UniformSampler
-from fedopt.system.asynchronous import Buffered, EventQueue
-from fedopt.system.costs import Integers, Work
+from fedopt.system.asynchronous import Buffered, Draw, EventQueue
+from fedopt.system.costs import Floats, Integers, Work, stages
 from fedopt.system.rounds import Schedule, System, synchronous_round
 
 CLOCK = "clock"
@@ -81,33 +80,33 @@ class Scheduler:
     Args:
         system: the population's devices.
         policy: when the server goes on.
-        sampler: draws clients.
+        draw: (round, attempt, count, is_there) -> ids of at most so many clients that are there.
+        population: clients that may be sampled.
         work: what they do.
         block_size: clients a block; None cuts a round into at most 32.
-        may_take_part: (round, client) -> whether it may be sampled at all.
     """
 
     def __init__(
         self,
         system: System,
         policy: object,
-        sampler: UniformSampler,
+        draw: Draw,
+        population: int,
         work: ScheduledWork,
         block_size: int | None,
-        may_take_part: Callable[[int, int], bool] | None = None,
     ) -> None:
         self._system = system
         self._policy = policy
-        self._sampler = sampler
+        self._draw = draw
+        self._population = population
         self._work = work
         self._block_size = block_size
-        self._may = may_take_part or (lambda round, client: True)
         self._time = 0.0
         self._current: Schedule | None = None
         self._pending: dict[int, dict[str, Tensor]] = {}
         self._queue: EventQueue | None = None
         if isinstance(policy, Buffered):
-            self._queue = EventQueue(system, policy, self._drawn, work.steps, work.of, work.rounds)
+            self._queue = EventQueue(system, policy, draw, work.steps, work.of, work.rounds)
 
     @property
     def is_asynchronous(self) -> bool:
@@ -131,7 +130,7 @@ class Scheduler:
         else:
 
             def sample(attempt: int, count: int, is_there: Callable[[int], bool]) -> Integers:
-                return self._drawn(round, attempt, count, is_there)
+                return self._draw(round, attempt, count, is_there)
 
             self._current = synchronous_round(
                 self._system,
@@ -141,17 +140,16 @@ class Scheduler:
                 self._work.of,
                 round,
                 self._work.count,
-                self._sampler.clients,
+                self._population,
                 self._time,
             )
         return self._current
 
-    def _drawn(
-        self, round: int, attempt: int, count: int, is_there: Callable[[int], bool]
-    ) -> Integers:
-        return self._sampler.sample_there(
-            round, count, lambda c: self._may(round, c) and is_there(c), attempt
-        )
+    def seconds(self, round: int, clients: Integers) -> Floats:
+        """Return the virtual seconds of some clients' parts, if nothing fails."""
+        steps = self._work.steps(round, clients)
+        found = stages(self._system.devices.of(clients), self._work.of(clients), steps)
+        return found.total
 
     def blocks(self) -> tuple[list[Block], list[int]]:
         """Return the blocks of the clients that are trained, and how many each sum has."""

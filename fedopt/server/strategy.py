@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,6 +66,7 @@ from fedopt.server import spool
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.channel import ServerChannel
+from fedopt.server.client_selection import ClientSelection, Question
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
@@ -161,6 +163,11 @@ class FederatedStrategy(Strategy):
         self._cohort_size = 0
         self._trees: list[int] = []
         self._scheduler: Scheduler | None = None
+        self._asking: tuple[ArrayRecord, ConfigRecord, Grid] | None = None
+        rule = federation.selection
+        self._selection = (
+            None if rule is None else ClientSelection(rule, federation.seed, len(federation.sizes))
+        )
         self._spool: Spool | None = None
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
@@ -304,6 +311,7 @@ class FederatedStrategy(Strategy):
         federation = self.federation
         self._take(arrays)
         self._measure_difficulties(server_round, arrays, config, grid)
+        self._asking = arrays, config, grid
         blocks = self._cut(server_round)
         self._blocks = self._with_rows(blocks)
         self._cohort_size = sum(len(block.clients) for block in blocks)
@@ -385,6 +393,8 @@ class FederatedStrategy(Strategy):
         if self.federation.shared_threshold:
             self._threshold = total.mean(THRESHOLD)
         self._learn_difficulties(reports)
+        if self._selection is not None:
+            self._selection.learn(server_round, reports.client, reports.train_loss)
         reports = self._unused(reports)
         self.record = self._recorded(server_round, reports)
         self.record.clip_norm = clip_norm
@@ -487,7 +497,7 @@ class FederatedStrategy(Strategy):
     def _stateful(self) -> tuple[Any, ...]:
         """What has state of its own, or None in its place."""
         parts = self._optimizer, self._server_optimizer, self._channel, self._scheduler
-        return *parts, self._failures
+        return *parts, self._failures, self._selection
 
     @property
     def can_drop_rounds(self) -> bool:
@@ -527,11 +537,63 @@ class FederatedStrategy(Strategy):
         privacy = federation.privacy
         if privacy is not None and privacy.is_poisson:
             return self.sampler.poisson(round, privacy.rate)
+        if self._selection is not None:
+            return self._choose(round, 0, count, lambda client: True)
         if federation.client_curriculum is None or self._difficulties is None:
             return self.draw_clients(round, count)
         known = self._difficulties.numpy()
         pool = federation.client_curriculum.pool(round, known, count, federation.seed)
         return self.sampler.sample_from(round, count, pool)
+
+    def _choose(
+        self, round: int, attempt: int, count: int, is_there: Callable[[int], bool]
+    ) -> npt.NDArray[np.int64]:
+        """Return ids of at most `count` clients that are there, ascending.
+
+        Args:
+            round: communication round, from 1.
+            attempt: number of the draw in the round.
+            count: clients wanted.
+            is_there: whether a client can be reached.
+        """
+        federation = self.federation
+        allowed: set[int] | None = None
+        if federation.client_curriculum is not None and self._difficulties is not None:
+            known = self._difficulties.numpy()
+            pool = federation.client_curriculum.pool(round, known, count, federation.seed)
+            allowed = set(self.sampler.ids(pool).tolist())
+
+        def may(client: int) -> bool:
+            if allowed is not None and client not in allowed:
+                return False
+            return self._is_there(round, client) and is_there(client)
+
+        if self._selection is None:
+            return self.sampler.sample_there(round, count, may, attempt)
+        everyone = self.sampler.everyone()
+        there = everyone[[may(client) for client in everyone.tolist()]]
+        seconds = None
+        if self._scheduler is not None:
+            seconds = partial(self._scheduler.seconds, round)
+        question = Question(
+            round,
+            attempt,
+            count,
+            there,
+            federation.sizes[there],
+            seconds,
+            partial(self._losses_of, round),
+        )
+        return self._selection.choose(question)
+
+    def _losses_of(self, round: int, clients: npt.NDArray[np.int64]) -> dict[int, float]:
+        """Return the loss of the server's model on some clients' training data."""
+        assert self._asking is not None
+        arrays, config, grid = self._asking
+        questions = _questions(round, np.sort(clients), arrays, config, grid, "train")
+        rows = _answers(grid.send_and_receive(questions))
+        self._measured += len(rows)
+        return {row[0]: row[2] for row in rows}
 
     def draw_clients(
         self, round: int, count: int, purpose: str = "cohort"
@@ -835,7 +897,12 @@ class FederatedStrategy(Strategy):
             federation.rounds or 2**62,
         )
         return Scheduler(
-            plan.system, plan.policy, self.sampler, work, federation.block_size, self._is_there
+            plan.system,
+            plan.policy,
+            self._choose,
+            self.sampler.clients,
+            work,
+            federation.block_size,
         )
 
     def _unused(self, reports: Reports) -> Reports:

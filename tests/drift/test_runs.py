@@ -19,7 +19,7 @@ from fedopt.drift.concepts import Concept
 from fedopt.errors import ConfigError
 from fedopt.evolving import make_arrival
 from fedopt.experiment import Experiment
-from fedopt.run import execute
+from fedopt.run import execute, preview
 from fedopt.server.arrival import Arrival
 
 LABEL = {"name": "label", "share": 0.7, "groups": 2, "start": 3, "stagger": 1}
@@ -567,3 +567,34 @@ def test_the_neighbours_of_what_is_refused_run() -> None:
         ["arrival.share=0.75", "arrival.first=6", "arrival.last=6"],
     ):
         Experiment.from_config(load(None, words, **tables()))
+
+
+@pytest.mark.parametrize("policy", ["synchronous", "over_selection", "fedbuff"])
+def test_on_the_virtual_clock_too_nobody_begins_before_joining(policy: str) -> None:
+    more: dict[str, Any] = {
+        "arrival": {"share": 0.5, "first": 3, "last": 6},
+        "system": {"devices": {"name": "uniform"}},
+        "policy": policy,
+    }
+    experiment = make(**more)
+    found, eligible = experiment.arrival, np.flatnonzero(experiment.population.sizes)
+    assert found is not None
+    for _, row in simulate(**more).clients.iterrows():
+        assert found.is_there(row["round"], int(np.searchsorted(eligible, row["client"])))
+
+
+def test_what_is_written_of_the_population_counts_the_unseen(tmp_path: Path) -> None:
+    evaluation = {"unseen_clients": 5}
+    plain, held = make(), make(evaluation=evaluation)
+    assert held.everyone.sizes.tolist() == plain.population.sizes.tolist()
+    assert preview(held)["clients never trained on"] == 5
+    assert preview(held)["clients without examples"] == 0
+    for strategy in ("fedavg", "centralised"):
+        one, other = (
+            execute(make(strategy=strategy, **more), tmp_path / name, SilentProgress())
+            for name, more in (
+                (f"{strategy} plain", {}),
+                (f"{strategy} held", {"evaluation": evaluation}),
+            )
+        )
+        assert one.summary["population"] == other.summary["population"]
