@@ -304,7 +304,9 @@ for _key, _kind in (
     ("selection", "selections"),
 ):
     VALUES[_key] = {
-        entry.name: options_of(_kind, entry.name, **TUPLES.get(entry.name, {}))
+        entry.name: options_of(
+            _kind, entry.name, **(TUPLES.get(entry.name, {}) if entry.options.model_fields else {})
+        )
         for entry in entries(_kind)
     }
 VALUES["server.optimizer"] = {"none": {}} | {

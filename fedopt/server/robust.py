@@ -17,6 +17,7 @@ Federated Learning" (RFA).
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,8 @@ from fedopt.server.updates import (
     median,
     trimmed_mean,
 )
+
+log = logging.getLogger("fedopt")
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,13 @@ class TrimmedMean(RobustStrategy):
         super().__init__(federation, options, **keywords)
         count, beta = federation.clients_per_round, self.options.beta
         if beta and math.floor(beta * count) == 0:
-            raise ConfigError(
-                f"got {beta:g}, of which nothing is left out of {count} clients a round: "
-                f"{beta:g} x {count} is rounded down; use at least {1 / count:.3g}, 0, or more "
-                "clients_per_round",
-                key="strategy.beta",
+            log.warning(
+                "strategy.beta: of %d clients a round %g leaves nothing out, as %g x %d is rounded "
+                "down: this is the plain mean",
+                count,
+                beta,
+                beta,
+                count,
             )
 
     def robust_mean(self, updates: Updates) -> tuple[Tensor, Tensor]:

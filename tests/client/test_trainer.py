@@ -253,24 +253,37 @@ def test_rows_are_read_where_they_were_written(tmp_path: Path) -> None:
 
 
 def test_requests_survive_their_message() -> None:
-    blocks = [Block(0, [4, 2], [3, 1], [-1, 7], [0, 1]), Block(3, [9], [2], [5], [2])]
+    blocks = [
+        Block(0, [4, 2], [3, 1], [-1, 7], [0, 1], [0, 1]),
+        Block(3, [9], [2], [5], [2], [2]),
+    ]
     arrays = {"w": torch.ones(2, 2)}
     file = RowFile("/somewhere", ("a",), (4,), torch.float32)
     extra = ConfigRecord({"experiment": "{}"})
     content = encode_request(
-        7, blocks, to_record(arrays), to_record({"c": torch.zeros(4)}), file, 0.5, extra, 5
+        7,
+        blocks,
+        to_record(arrays),
+        to_record({"c": torch.zeros(4)}),
+        file,
+        0.5,
+        extra,
+        [5],
+        3,
+        file,
     )
     request = decode_request(content)
     assert request.blocks == blocks
     assert (request.round, request.state_path, request.experiment) == (7, "/somewhere", "{}")
     assert request.lr_scale == 0.5
-    assert request.blocks_of_round == 5
+    assert request.blocks_of_round == [5]
+    assert (request.cohort, request.changes_path) == (3, "/somewhere")
     assert torch.equal(request.arrays["w"], arrays["w"])
     assert torch.equal(request.broadcast["c"], torch.zeros(4))
     assert dict(extra) == {"experiment": "{}"}, "the caller's record is not changed"
     bare = decode_request(
         encode_request(
-            1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, 1.0, extra, 1
+            1, [Block(0, [1], [1])], to_record(arrays), to_record({}), None, 1.0, extra, [1], 1
         )
     )
     assert (bare.broadcast, bare.state_path) == ({}, None)

@@ -566,7 +566,7 @@ def test_unmeasured_personal_models_are_warned_of(caplog: pytest.LogCaptureFixtu
 
 def test_a_personal_model_that_diverges_ends_the_run_with_the_clients_name() -> None:
     local = {"optimizer": {"lr": 0.1}}
-    with pytest.raises(DivergenceError, match="personal model that is not finite"):
+    with pytest.raises(DivergenceError, match="the personal model is not finite"):
         quadratics.simulate({"name": "ditto", "lam": 1e4}, local=local, rounds=40)
 
 

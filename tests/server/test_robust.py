@@ -448,7 +448,7 @@ def test_krum_with_two_clients_a_round_withstands_nobody() -> None:
 
 def test_krum_says_when_too_few_updates_arrive() -> None:
     strategy = {"name": "krum", "hostile": 2}
-    with pytest.raises(RunError, match="krum needs 7 updates, but 5 arrived"):
+    with pytest.raises(RunError, match=r"krum needs 7 updates .* but 5 arrived"):
         simulate(strategy, system={"stragglers": 0.3})
 
 
