@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from fedopt.client.scoring import ExampleScorer
 from fedopt.client.self_paced import example_losses
 from fedopt.config import Config
 from fedopt.data.population import Population
+from fedopt.data.unseen import PartlyUnseen
 from fedopt.errors import ConfigError
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.registry import import_object
@@ -253,7 +254,10 @@ class Selecting:
 
     def _user(self, score: str) -> UserScore:
         if score.endswith(".npy"):
-            return Scores(score, np.asarray(self._population.sizes))
+            sizes, population = self._population.sizes, cast(object, self._population)
+            if isinstance(population, PartlyUnseen):  # the file tells of their examples as well
+                sizes = population.all_sizes
+            return Scores(score, np.asarray(sizes))
         if ":" in score:
             return Checked(score)
         raise ConfigError(

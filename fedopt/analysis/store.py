@@ -59,7 +59,6 @@ class RunWriter:
         except BaseException:
             self._release()
             raise
-        self._rows: list[dict[str, Cell]] = []
 
     @classmethod
     def resume(cls, directory: Path, after_round: int) -> Self:
@@ -88,7 +87,7 @@ class RunWriter:
             raise
         try:
             writer.truncate(after_round)
-            last = writer._rows[-1]["round"] if writer._rows else 0
+            last = writer._rounds.last_round or 0
             if last != after_round:
                 raise ConfigError(
                     f"{directory / ROUNDS_FILE} ends with round {last}, the run cannot go on "
@@ -101,8 +100,11 @@ class RunWriter:
 
     @property
     def rows(self) -> list[dict[str, Cell]]:
-        """The rounds so far, one dictionary of all columns each; None is "not measured"."""
-        return self._rows
+        """The rounds so far, one dictionary of all columns each; None is "not measured".
+
+        They are read from the table: a run of any length keeps none of them in memory.
+        """
+        return parse_rows(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
 
     def history(self) -> DataFrame:
         """Return the rounds so far, a row a round, typed as by `read_history`."""
@@ -128,10 +130,9 @@ class RunWriter:
             RunError: the file cannot be written.
         """
         number = row.get("round")
-        if self._rows and number == self._rows[-1]["round"]:
+        if number is not None and number == self._rounds.last_round:
             raise ValueError(f"round {number} is recorded already")
         self._rounds.add({name: [value] for name, value in row.items()})
-        self._rows.append({column.name: _plain(row.get(column.name)) for column in ROUND_COLUMNS})
 
     def add_clients(self, columns: Mapping[str, Sequence[object]]) -> None:
         """Append the clients of a round, or of a part of its cohort, to `clients.csv`.
@@ -160,7 +161,7 @@ class RunWriter:
         """
         self._rounds.truncate(after_round)
         self._clients.truncate(after_round)
-        self._rows = parse_rows(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
+        parse_rows(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
 
     def write_bytes(self, name: str, payload: bytes) -> Path | None:
         """Write a file of the run's folder in one step.
@@ -464,16 +465,6 @@ def _runs_in(directory: Path) -> list[str]:
         return sorted(path.name for path in directory.iterdir() if (path / ROUNDS_FILE).is_file())
     except OSError:  # an unreadable folder offers no hint
         return []
-
-
-def _plain(value: object) -> Cell:
-    """Return a cell as `parse_rows` would: a Python number, None for NaN."""
-    if hasattr(value, "item"):
-        value = value.item()
-    if value is None or value != value:
-        return None
-    assert isinstance(value, int | float | str)
-    return value
 
 
 def _strict(value: object) -> object:

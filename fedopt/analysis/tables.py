@@ -56,6 +56,11 @@ class Table:
         if not reopen:
             self._append(",".join(self._names) + "\n")
 
+    @property
+    def last_round(self) -> int | None:
+        """The last round that has a row; None where there is none."""
+        return self._last_round if self._last_round >= 0 else None
+
     def add(self, columns: Mapping[str, Sequence[object]]) -> None:
         """Append rows that are given by columns.
 

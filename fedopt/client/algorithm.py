@@ -37,8 +37,8 @@ class LocalTerms:
         start: parameters that each client begins with instead of x, `[G, P]`, or None.
         start_buffers: likewise of the buffers, `[G, Q]` in float64, or None.
         phases: in which steps which parameters are trained, or None for all in all.
-        padding: length of each step's batch, and whether some client has fewer examples, where the
-            group is a part of a larger one; None: as the group needs.
+        padding: how batches are padded, where the group is a part of a larger one; None: as the
+            group needs.
     """
 
     proximal: float = 0.0
@@ -53,12 +53,25 @@ class LocalTerms:
     start: Tensor | None = None
     start_buffers: Tensor | None = None
     phases: Phases | None = None
-    padding: Sequence[tuple[int, bool]] | None = None
+    padding: Padding | None = None
 
     @property
     def is_additive(self) -> bool:
         """Whether vectors are added to the gradient at most: nothing scales or freezes it."""
         return self.gradient_scale == 1 and self.preconditioner is None and self.phases is None
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How the batches of a group are padded: their length, and whether some client has less.
+
+    Args:
+        steps: of the batch of each step; None where all clients have the same batches.
+        examples: of the batch of all examples.
+    """
+
+    steps: Sequence[tuple[int, bool]] | None
+    examples: tuple[int, bool]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
-from fedopt.client.stacked_batches import Batch, group_batches
+from fedopt.client.stacked_batches import Batch, group_batches, group_padding
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
     StackedEmbedding,
@@ -203,7 +203,9 @@ class StackedEngine:
         firsts = list(accumulate((p.examples for p in plans[:-1]), initial=0))
         full = None
         if terms.full_gradient:
-            full = self._full_gradient(inputs, targets, firsts, [p.examples for p in plans])
+            widths = (terms.padding or group_padding(plans)).examples
+            sizes = [p.examples for p in plans]
+            full = self._full_gradient(inputs, targets, firsts, sizes, *widths)
             self._seed_clients(round, plans)
         batches = group_batches(plans, firsts, self.device, terms.padding)
         if is_fused(self._recipe, terms):
@@ -571,16 +573,22 @@ class StackedEngine:
         return torch.stack(means).detach().double() * lengths, gradient
 
     def _full_gradient(
-        self, inputs: Tensor, targets: Tensor, firsts: Sequence[int], sizes: Sequence[int]
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        firsts: Sequence[int],
+        sizes: Sequence[int],
+        longest: int,
+        is_padded: bool,
     ) -> Tensor:
         """Return each client's gradient over all its examples, `[C, P]`."""
-        clients, longest = len(sizes), max(sizes)
+        clients = len(sizes)
         lengths = np.array(sizes)
         rows = np.array(firsts)[:, None] + np.minimum(np.arange(longest), lengths[:, None] - 1)
         batch = Batch(
             torch.from_numpy(rows).to(self.device),
             torch.from_numpy(lengths).to(self.device),
-            bool((lengths < longest).any()),
+            is_padded,
             np.zeros(clients),
         )
         sink = Collect(self._parameters)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fedopt.client.algorithm import Padding
 from fedopt.client.plan import ClientPlan
 from fedopt.client.steps import table
 
@@ -32,22 +33,20 @@ class Batch:
     rates: npt.NDArray[np.float64]
 
 
-Padding = Sequence[tuple[int, bool]]
-"""For each step, B and whether some client of the group has fewer examples."""
-
-
-def group_padding(plans: Sequence[ClientPlan]) -> Padding | None:
-    """Return how the batches of a group are padded; None where its clients are alike."""
+def group_padding(plans: Sequence[ClientPlan]) -> Padding:
+    """Return how the batches of a group are padded."""
     first = plans[0]
+    sizes = [plan.examples for plan in plans]
+    examples = max(sizes), min(sizes) < max(sizes)
     if all(p.offsets is first.offsets for p in plans):
-        return None
+        return Padding(None, examples)
     steps, lengths = _lengths(plans)
     padding = []
     for step in range(first.steps):
         now = lengths[: np.count_nonzero(steps > step), step]
         longest = int(now.max())
         padding.append((longest, bool((now < longest).any())))
-    return padding
+    return Padding(padding, examples)
 
 
 def _lengths(
@@ -77,12 +76,11 @@ def group_batches(
     """
     first = plans[0]
     rates = table([plan.learning_rates for plan in plans], first.steps)
-    if padding is None:
-        padding = group_padding(plans)
-        if padding is None:
-            return _even_batches(plans, firsts, rates, device)
+    widths = (padding or group_padding(plans)).steps
+    if widths is None:
+        return _even_batches(plans, firsts, rates, device)
     steps, lengths = _lengths(plans)
-    width = max(longest for longest, _ in padding[: first.steps])
+    width = max(longest for longest, _ in widths[: first.steps])
     rows = np.zeros((len(plans), first.steps, width), dtype=np.int64)
     columns = np.arange(width)
     for i, plan in enumerate(plans):
@@ -95,7 +93,7 @@ def group_batches(
     for step in range(first.steps):
         active = int(np.count_nonzero(steps > step))
         now = lengths[:active, step]
-        longest, is_padded = padding[step]
+        longest, is_padded = widths[step]
         batches.append(
             Batch(
                 torch.from_numpy(rows[:active, step, :longest].copy()).to(device),

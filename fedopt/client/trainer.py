@@ -560,7 +560,8 @@ class Trainer:
                         "the personal model is not finite; a pull of strategy.lam times the "
                         "learning rate above 2 makes it swing ever wider"
                     )
-                what += "" if sends[i] or not own[i] else ", something it sends or keeps that is not finite"
+                if own[i] and not sends[i]:
+                    what += ", something it sends or keeps that is not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
             outcome.reports.add(

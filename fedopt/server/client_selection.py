@@ -12,8 +12,8 @@ and can be seen in the clients' accuracies and in the fairness of participation.
 
 Source: Cho, Wang and Joshi 2022, "Towards Understanding Biased Client Selection in Federated
 Learning" (power of choice), algorithm 1; Lai et al. 2021, "Oort: Efficient Federated Learning via
-Guided Participant Selection", algorithm 1; Nishio and Yonetani 2019, "Client Selection for Federated
-Learning with Heterogeneous Resources in Mobile Edge" (fastest).
+Guided Participant Selection", algorithm 1; Nishio and Yonetani 2019, "Client Selection for
+Federated Learning with Heterogeneous Resources in Mobile Edge" (fastest).
 """
 
 from __future__ import annotations
