@@ -95,6 +95,7 @@ class EventQueue:
         self._rounds = rounds
         self._begun: dict[int, list[Parts]] = {}
         self._used_in: dict[tuple[int, int], int] = {}  # (round of the start, client) -> step
+        self._oldest: dict[int, int] = {}  # step -> earliest round in which its updates began
         self._ends: list[float] = [0.0]  # of the rounds, from 0
         self._arrived: dict[int, int] = {}
         self._heap: list[tuple[float, int, int, bool, int]] = []
@@ -146,8 +147,7 @@ class EventQueue:
 
     def oldest(self, number: int) -> int:
         """Return the largest staleness of the updates of a step."""
-        begun = [began for (began, _), step in self._used_in.items() if step == number]
-        return number - min(begun, default=number)
+        return number - self._oldest.get(number, number)
 
     def _advance(self) -> None:
         """Let the server take its next step."""
@@ -160,6 +160,7 @@ class EventQueue:
             self._training.discard(client)
             if arrives:
                 self._used_in[begun, client] = number
+                self._oldest[number] = min(begun, self._oldest.get(number, begun))
                 self._arrived[number] = self._arrived.get(number, 0) + nbytes
                 buffered += 1
             # All that happens at this moment happens before somebody begins.
