@@ -45,6 +45,7 @@ def combinations() -> dict[str, Subject]:
             name="fedavg+server_sgd",
             server={"optimizer": {"name": "sgd", "lr": 1.0}},
         ),
+        FedoptSubject("fedavg", kind="fedavg", name="fedavg+fedbuff", policy="fedbuff"),
         FedoptSubject(
             "fedavg",
             kind=("compressed", "biased"),

@@ -487,3 +487,14 @@ def test_changes_through_a_file_are_those_of_the_replies(
     assert (made[-1].rows != 0).any(1).all()
     assert through_file.summary["model_sha256"] == through_replies.summary["model_sha256"]
     assert not list(tmp_path.rglob("changes.bin"))
+
+
+def test_what_a_strategy_refuses_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategy\.hostile"):
+        fedopt.simulate(
+            strategy={"name": "krum", "hostile": 10},
+            rounds=1,
+            out=tmp_path / "run",
+            engine="inline",
+        )
+    assert not (tmp_path / "run").exists()

@@ -229,3 +229,16 @@ def test_bound_checks_skip_what_does_not_apply() -> None:
     wrong = ft.bound_checks([ft.FunctionSubject(last_model)], claims="fedavg")
     with pytest.raises(ft.CheckFailedError, match="weighted_mean: failed"):
         next(c for c in wrong if c.check.name == "weighted_mean")()
+
+
+def test_a_claim_of_which_nothing_could_be_checked_is_not_certified() -> None:
+    def average(x: Any, models: Any, examples: Any) -> Any:
+        return np.average(np.array(models), axis=0, weights=examples)
+
+    report = ft.certify(ft.FunctionSubject(average, kind="fedadam"))
+    assert report.untested == ["fedadam"]
+    assert not report.ok
+    assert 'no check of the claim "fedadam" could run' in str(report)
+    with pytest.raises(ft.CheckFailedError, match="takes no option server_lr"):
+        report.raise_if_failed()
+    assert ft.certify(ft.FunctionSubject(average, kind="fedavg")).ok
