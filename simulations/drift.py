@@ -8,8 +8,6 @@ last of the run, mean over the seeds, and writes results.csv (a line per arm, se
 
 from __future__ import annotations
 
-import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +16,10 @@ import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from table_study import TableStudy
 
 from fedopt import simulate
-from fedopt.analysis import default_directory
-from fedopt.atomic import write_atomically
 from fedopt.config import load
-from fedopt.errors import FedoptError
 
 TOML = Path(__file__).with_suffix(".toml")
 
@@ -72,33 +68,14 @@ def result_table(found: pd.DataFrame) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; return the exit code."""
-    parser = argparse.ArgumentParser(description="Who recovers from labels that change.")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, >= 1 (default: 3)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: a new one)")
-    parser.add_argument("--quick", action="store_true", help="a few rounds: whether it works")
-    given = parser.parse_args(arguments)
-    if given.seeds < 1:
-        parser.error(f"--seeds: must be >= 1, got {given.seeds}")
-    directory = given.out or default_directory("runs", ["study", "drift"])
-    extra = ["rounds=4"] if given.quick else []
-    try:
-        found = results(range(given.seeds), extra, Console(stderr=True, highlight=False))
-    except FedoptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    directory.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    found.to_csv(text, index=False)
-    write_atomically(directory / "results.csv", text.getvalue().encode())
-    shown = io.StringIO()
-    Console(file=shown, width=120, highlight=False).print(result_table(found))
-    print(f"accuracy, mean over {given.seeds} seeds\n")
-    print("\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines()))
-    print(f"results in {directory}", file=sys.stderr)
-    return 0
-
+STUDY = TableStudy(
+    name="drift",
+    description="Who recovers from labels that change.",
+    results=results,
+    table=lambda found, seeds: result_table(found),
+    heading="accuracy, mean over {seeds} seeds",
+    quick=("rounds=4",),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -9,8 +9,6 @@ client in five is hostile. A run that diverges has no accuracy left: it counts a
 
 from __future__ import annotations
 
-import argparse
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -21,11 +19,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from table_study import TableStudy
+
 from fedopt import simulate
-from fedopt.analysis import default_directory
-from fedopt.atomic import write_atomically
 from fedopt.config import load
-from fedopt.errors import DivergenceError, FedoptError, NotFiniteError
+from fedopt.errors import DivergenceError, NotFiniteError
 
 TOML = Path(__file__).with_suffix(".toml")
 
@@ -91,33 +91,14 @@ def result_table(found: pd.DataFrame) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study; return the exit code."""
-    parser = argparse.ArgumentParser(description="Which means withstand which hostile clients.")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds, >= 1 (default: 3)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: a new one)")
-    parser.add_argument("--quick", action="store_true", help="a few rounds: whether it works")
-    given = parser.parse_args(arguments)
-    if given.seeds < 1:
-        parser.error(f"--seeds: must be >= 1, got {given.seeds}")
-    directory = given.out or default_directory("runs", ["study", "hostile"])
-    extra = ["rounds=2"] if given.quick else []
-    try:
-        found = results(range(given.seeds), extra, Console(stderr=True, highlight=False))
-    except FedoptError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    directory.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    found.to_csv(text, index=False)
-    write_atomically(directory / "results.csv", text.getvalue().encode())
-    shown = io.StringIO()
-    Console(file=shown, width=120, highlight=False).print(result_table(found))
-    print(f"late accuracy, mean over {given.seeds} seeds; a fifth of 50 clients is hostile\n")
-    print("\n".join(line.rstrip() for line in shown.getvalue().strip().splitlines()))
-    print(f"results in {directory}", file=sys.stderr)
-    return 0
-
+STUDY = TableStudy(
+    name="hostile",
+    description="Which means withstand which hostile clients.",
+    results=results,
+    table=lambda found, seeds: result_table(found),
+    heading="late accuracy, mean over {seeds} seeds; a fifth of 50 clients is hostile",
+    quick=("rounds=2",),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(STUDY.main())

@@ -383,6 +383,22 @@ def test_unseen_clients_are_measured_on_all_of_their_training_data() -> None:
     assert last["unseen_accuracy_variance"] == pytest.approx(accuracies.var())
 
 
+def test_a_file_of_scores_tells_of_all_clients(tmp_path: Path) -> None:
+    sizes = make().population.sizes
+    path = tmp_path / "scores.npy"
+    np.save(path, np.arange(int(sizes.sum())))
+    curriculum = {"name": "curriculum", "score": str(path), "start": 1.0}
+    experiment = make(local={"curriculum": curriculum}, evaluation={"unseen_clients": 5})
+    found = experiment.selecting.curriculum
+    assert found is not None
+    assert found.user is not None
+    for client in range(20):
+        labels = experiment.population.train(client).y
+        first = int(sizes[:client].sum())
+        expected = np.arange(first, first + int(sizes[client]))
+        assert np.array_equal(found.user(client, None, labels), expected)
+
+
 def test_unseen_clients_do_not_depend_on_the_strategy_or_the_rounds() -> None:
     found = [
         make(**more, evaluation={"unseen_clients": 5}).unseen.tolist()
