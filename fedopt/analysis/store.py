@@ -61,13 +61,15 @@ class RunWriter:
             raise
 
     @classmethod
-    def resume(cls, directory: Path, after_round: int) -> Self:
+    def resume(cls, directory: Path, after_round: int, lock: RunLock | None = None) -> Self:
         """Go on recording a run that was interrupted.
 
         Args:
             directory: the run's folder.
             after_round: the last round to keep, that of the checkpoint; rows of later rounds
                 are dropped, as is a line that was cut short.
+            lock: that of the folder, which is given back when the writer is closed, or at once
+                where it cannot be made; None takes it.
 
         Raises:
             ConfigError: the folder is not a run's, is being written by another process, a table
@@ -76,9 +78,9 @@ class RunWriter:
         _check_run(directory)
         writer = cls.__new__(cls)
         writer.directory = directory
-        writer._lock = RunLock(directory)
-        remove_temporary(directory)
+        writer._lock = lock or RunLock(directory)
         try:
+            remove_temporary(directory)
             writer._rounds = Table(ROUND_COLUMNS, directory / ROUNDS_FILE, reopen=True)
             clients = directory / CLIENTS_FILE
             writer._clients = Table(CLIENT_COLUMNS, clients, reopen=clients.exists())
@@ -161,7 +163,9 @@ class RunWriter:
         """
         self._rounds.truncate(after_round)
         self._clients.truncate(after_round)
-        parse_rows(self._rounds.payload(), ROUND_COLUMNS, self._rounds.path)
+        # What the end of the run reads is looked at now, not after hours of training.
+        for table in (self._rounds, self._clients):
+            parse_rows(table.payload(), table.columns, table.path)
 
     def write_bytes(self, name: str, payload: bytes) -> Path | None:
         """Write a file of the run's folder in one step.

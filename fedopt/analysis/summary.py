@@ -110,6 +110,8 @@ def _final(rows: Sequence[Row]) -> dict[str, object]:
     if rows:
         totals = (column.name for column in ROUND_COLUMNS if column.cumulative)
         final.update({name: _number(rows[-1], name) for name in totals})
+        epsilon = _number(rows[-1], "epsilon")
+        final |= {} if epsilon is None else {"epsilon": epsilon}
     return final
 
 

@@ -206,10 +206,10 @@ def parse_rows(
     """Return a table's bytes as one dictionary a row, without pandas; see `parse_frame`."""
     payload = payload[: payload.rfind(b"\n") + 1]
     _check_shape(payload, columns, source)
-    reader = csv.reader(io.StringIO(payload.decode(), newline=""))
-    next(reader)
     parsers = [(column.name, _PARSERS[column.kind]) for column in columns]
     try:
+        reader = csv.reader(io.StringIO(payload.decode(), newline=""))
+        next(reader)
         return [
             {
                 name: parse(cell) if cell else None
@@ -217,7 +217,7 @@ def parse_rows(
             }
             for line in reader
         ]
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ConfigError(f"{_label(source)} is damaged: {error}.") from error
 
 

@@ -33,6 +33,7 @@ def test_final_is_the_last_measured_and_best_the_first_best() -> None:
         "bytes_up": 40,
         "bytes_down": None,
         "sim_seconds": None,
+        "joules": None,
         "wall_seconds": 2.5,
         "client_steps": None,
         "client_gradients": None,
