@@ -321,8 +321,9 @@ for _way in ("uplink", "downlink"):
 NEEDS_OTHERS = {
     "local.curriculum": {"teacher"},
     "local.self_paced": {"threshold", "quantile"},
+    "engine": {"max_client_failures"},
 }
-"""Keys of tables that are valid only beside others; tests/curriculum has them."""
+"""Keys of tables that are valid only beside others; they have tests of their own."""
 
 CROSS_CHECKED = {"nesterov", "norm"}
 """Options that are valid only beside others; they have tests of their own."""
