@@ -389,7 +389,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sharpness_examples": st.integers(1, 10_000),
         "sharpness_rho": st.floats(1e-6, 10.0),
     },
-    "checkpoint": {"every": st.integers(0, 100), "keep": small},
+    "checkpoint": {"every": st.integers(0, 100), "keep": small, "minutes": positive},
 }
 for _key, _names in NEEDS_OTHERS.items():
     for _name in _names:
