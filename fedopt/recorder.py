@@ -41,6 +41,7 @@ from fedopt.local import base_lr, make_plateau, server_rule
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import to_record
 from fedopt.results import Run, Snapshot
+from fedopt.run_lock import RunLock
 from fedopt.seeds import torch_generator
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.checkpoint import Checkpoint, digest, load_all, saved_rounds
@@ -100,21 +101,30 @@ class Recorder:
         self.strategy = make_strategy(experiment, folder / "clients")
         self._checkpoints: list[Checkpoint] = []
         if resume:
-            last = last_recorded_round(folder)
+            last, lock = last_recorded_round(folder), RunLock(folder)
             # A checkpoint of a later round: the machine went down before its rows were on the disk.
             self._checkpoints = [c for c in load_all(folder / CHECKPOINTS) if c.round <= last]
             # Without a checkpoint the run begins again: it would give the same bits.
             reached = self._checkpoints[-1].round if self._checkpoints else 0
-            self.writer = RunWriter.resume(folder, reached)
+            self.writer = RunWriter.resume(folder, reached, lock)
             remove_temporary(folder / CHECKPOINTS)
         else:
             self.writer = RunWriter(directory)
+        try:
+            if not resume:
+                self.writer.write_config(config_text(experiment.config))
+            self._begin(directory, reached if resume else 0)
+        except BaseException:
+            self.writer.close()
+            raise
+
+    def _begin(self, directory: Path | None, reached: int) -> None:
+        """Make what is kept of the rounds, of which some may be done already."""
+        experiment = self.experiment
         self._architecture = (
-            ArchitectureLog(experiment, directory, reached if resume else 0)
-            if experiment.is_search
-            else None
+            ArchitectureLog(experiment, directory, reached) if experiment.is_search else None
         )
-        self._last_round = reached if resume else 0
+        self._last_round = reached
         self._saved_rounds = [c.round for c in self._checkpoints]
         self._saved_at = time.monotonic()
         self._is_settled = False  # whether the strategy's state is that after the last round
@@ -191,7 +201,6 @@ class Recorder:
         else:
             arrays = to_record(initial)
             self.strategy.prepare(arrays)
-            self.writer.write_config(config_text(config))
         self._describe_population()
         first = self._checkpoints[-1].round + 1 if self._checkpoints else 1
         self.progress.start(config.rounds, self._header(layout))

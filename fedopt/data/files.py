@@ -202,7 +202,7 @@ def _is_read(name: str) -> bool:
 def _mapped(file: Path) -> AnyArray:
     try:
         return cast(AnyArray, np.load(file, mmap_mode="r", allow_pickle=False))
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file}: not a readable .npy file. {_reason(error)}") from error
 
 

@@ -65,14 +65,7 @@ class Expected:
         try:
             outcome = decode_outcome(content)
             problem = self._problem(outcome)
-        except (
-            KeyError,
-            IndexError,
-            TypeError,
-            ValueError,
-            AssertionError,
-            AttributeError,
-        ) as error:
+        except _UNREADABLE as error:
             says = f"{type(error).__name__}: {error}"
             raise ReplyError(f"{node} sent a reply that cannot be read ({says})") from error
         if problem:
@@ -112,6 +105,10 @@ class Expected:
         known = {int(status) for status in Status}
         if not set(reports.status) <= known:
             return f"a status that is not one of {sorted(known)}"
+        spans = [(part.first, part.stop) for part in outcome.sums]
+        most = max(self._blocks, default=0) + 1
+        if any(not 0 <= first < stop <= most for first, stop in spans):  # before they are listed
+            return f"sums of the blocks {spans[:5]}, not of {sorted(self._blocks)}"
         covered = sorted(number for part in outcome.sums for number in range(part.first, part.stop))
         if covered != sorted(self._blocks):
             return f"sums of the blocks {covered}, not of {sorted(self._blocks)}"

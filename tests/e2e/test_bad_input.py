@@ -54,6 +54,14 @@ CASES = {
     "not a number": (["local.optimizer.lr=nan"], ["local.optimizer.lr", "nan", "finite"]),
     "below the range": (["partition.alpha=0"], ["partition.alpha", "got 0", "> 0"]),
     "fraction above one": (["clients_per_round=1.5"], ["clients_per_round", "1.5", "(0, 1]"]),
+    "drift after the end": (
+        ["drift=label", "rounds=3", "drift.start=4"],
+        ["drift.start", "got 4", "1..3"],
+    ),
+    "nobody left to train": (
+        ["evaluation.unseen_clients=5000"],
+        ["evaluation.unseen_clients", "got 5000", "at most"],
+    ),
     "no rounds": (["rounds=0"], ["rounds", "got 0", ">= 1"]),
     "two amounts": (["local.steps=3"], ["local.steps", "epochs", "exclude"]),
     "not key=value": (["rounds"], ["rounds"]),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import shutil
 import subprocess
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import fedopt as package
+from fedopt.cli import app
 
-from .command import COMMAND, TINY, contents, environment, fedopt
+from .command import COMMAND, TINY, Result, contents, environment
+from .command import fedopt as process
 
 WORDS = [*TINY, "rounds=6", "checkpoint.every=2", "model.name=mlp", "model.hidden=[16]"]
 VARIANTS = {
@@ -20,14 +27,14 @@ VARIANTS = {
     "state and validation": [
         "strategy=scaffold",
         "local.optimizer.momentum=0.9",
-        "strategy.option=1",
+        "strategy.option=I",
         "local.optimizer_state=keep",
         "local.schedule=plateau",
         "local.schedule.metric=validation_loss",
         "evaluation.validation_clients=4",
         "data.validation_fraction=0.2",
         "server.curriculum=curriculum",
-        "downlink.codec=qsgd",
+        "downlink.compression=qsgd",
     ],
 }
 
@@ -48,6 +55,13 @@ def runs(tmp_path_factory):
     return run
 
 
+def fedopt(folder, *arguments):
+    """Run `fedopt` in this process: another one would take longer to start than this takes."""
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, list(arguments))
+    return Result(result.exit_code, result.stdout, result.stderr)
+
+
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -55,8 +69,6 @@ def rows(path):
 
 def with_row(run, target, round, digest):
     """Copy a run with another digest in the row of a round."""
-    import shutil
-
     shutil.copytree(run, target)
     lines = (target / "rounds.csv").read_text().splitlines()
     cells = lines[round].split(",")
@@ -71,8 +83,6 @@ def test_every_round_has_the_digest_of_its_model(runs):
     recorded = [row["model_sha256"] for row in rows(run / "rounds.csv")]
     assert len(set(recorded)) == 6
     assert recorded[-1] == json.loads((run / "summary.json").read_text())["model_sha256"]
-    settings = dict(text.split("=") for text in ["rounds=4"])
-    assert settings == {"rounds": "4"}
     again = package.simulate(package.config.load(None, [*WORDS, "rounds=3"]))
     assert list(again.history["model_sha256"]) == recorded[:3]
 
@@ -95,7 +105,7 @@ def test_a_run_is_verified_and_left_alone(runs, name):
 
 def test_a_run_is_verified_by_workers(runs):
     run = runs("scaffold")
-    result = fedopt(run.parent, "verify", "run", "--engine", "ray", "--json")
+    result = process(run.parent, "verify", "run", "--engine", "ray", "--json")
     assert result.code == 0, result.err
     assert result.json["is_equal"]
     assert (result.json["first"], result.json["last"]) == (1, 6)
@@ -125,10 +135,6 @@ def test_other_versions_are_named_where_bits_differ(runs, tmp_path):
 
 
 def test_another_model_in_a_file_is_found(runs, tmp_path):
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(runs("fedavg"), tmp_path / "run")
     path = tmp_path / "run" / "model.safetensors"
     arrays = load_file(path)
@@ -219,7 +225,7 @@ def failed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failed")
     (folder / "broken.py").write_text(LOSS.replace("LIMIT", "6.0"))
     words = [*WORDS, "rounds=60", "local.loss=broken:loss", "local.optimizer.lr=0.5"]
-    result = fedopt(folder, "run", *words, "--out", "run", "--quiet")
+    result = process(folder, "run", *words, "--out", "run", "--quiet")
     assert result.code == 1, result.err
     return folder, result.err
 
@@ -244,7 +250,7 @@ def test_a_failed_run_gives_the_command_that_reruns_its_client(failed):
     assert "the sensor is broken" in done.stderr
     assert "(Pdb)" in done.stdout
     assert "tensor(" in done.stdout, "post mortem is where the loss is"
-    plain = fedopt(folder, "replay", *words[:-1])
+    plain = process(folder, "replay", *words[:-1])
     assert plain.code == 1
     assert "failed" in plain.out
     assert "the sensor is broken" in plain.out
@@ -269,8 +275,6 @@ def test_a_client_that_does_not_fail_is_debugged_from_its_first_line(runs):
 
 
 def test_a_run_of_objects_cannot_be_computed_again(tmp_path):
-    import torch
-
     clients = [(torch.ones(4, 1), torch.zeros(4, 1)) for _ in range(3)]
     package.simulate(
         model=lambda: torch.nn.Linear(1, 1),
