@@ -443,9 +443,7 @@ def _plot(run_dirs: list[Path], x: str, metrics: list[str], out: Path) -> None:
     typer.echo(str(save_figure(convergence_figure(histories, x=x, metrics=metrics), out)))
 
 
-def _compare(
-    run_dirs: list[Path], target: str | None, metric: str | None, as_json: bool
-) -> None:
+def _compare(run_dirs: list[Path], target: str | None, metric: str | None, as_json: bool) -> None:
     from fedopt.analysis.comparison import comparison, comparison_table
     from fedopt.analysis.store import read_history
 
