@@ -11,9 +11,8 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,8 +36,6 @@ from fedopt.client.attacks import Hostility
 from fedopt.client.channel import CLIP_NORM, with_channel
 from fedopt.client.messages import (
     UNSEEN,
-    content_of,
-    encode_evaluation,
     encode_request,
 )
 from fedopt.client.optimizer_state import with_optimizer_state
@@ -46,7 +43,6 @@ from fedopt.client.personal import PersonalPart, with_personal
 from fedopt.client.plan import happening_steps
 from fedopt.client.recipe import Recipe
 from fedopt.client.shared_threshold import with_shared_threshold
-from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree
 from fedopt.client.trainer import Block, Reports, Status, TrainingOutcome
 from fedopt.errors import (
@@ -66,10 +62,11 @@ from fedopt.server import spool
 from fedopt.server.blocks import MAX_BLOCKS, Pace, cut, deal
 from fedopt.server.catalogue import StrategyOptions
 from fedopt.server.channel import ServerChannel
-from fedopt.server.client_selection import ClientSelection, Question
 from fedopt.server.client_store import ClientStateStore
+from fedopt.server.cohorts import Cohorts
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
+from fedopt.server.questions import answers, questions
 from fedopt.server.replies import Expected, FailureCounts
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
@@ -79,9 +76,6 @@ from fedopt.server.spool import Spool
 from fedopt.server.updates import Updates
 
 log = logging.getLogger("fedopt")
-
-DIFFICULTIES = "client_difficulties"
-"""Name of the clients' difficulties among a checkpoint's vectors."""
 
 MEASUREMENT_NBYTES = 8
 """Bytes of a client's answer when it measures the model: one number in double precision."""
@@ -163,11 +157,6 @@ class FederatedStrategy(Strategy):
         self._cohort_size = 0
         self._trees: list[int] = []
         self._scheduler: Scheduler | None = None
-        self._asking: tuple[ArrayRecord, ConfigRecord, Grid] | None = None
-        rule = federation.selection
-        self._selection = (
-            None if rule is None else ClientSelection(rule, federation.seed, len(federation.sizes))
-        )
         self._spool: Spool | None = None
         self._pace = Pace()
         self._optimizer: SharedOptimizerState | None = None
@@ -178,12 +167,7 @@ class FederatedStrategy(Strategy):
         self._plateau = plateau.begin(federation.lr) if plateau is not None else None
         self._scratch = Scratch()
         self._threshold = torch.zeros(1, dtype=torch.float64)  # 0: not known yet
-        self._measured = 0  # clients that measured the model before this round
-        self._difficulties = (
-            torch.full((self.sampler.clients,), math.nan, dtype=torch.float64)
-            if federation.client_curriculum is not None
-            else None
-        )
+        self._cohorts = Cohorts(federation, self.sampler)
 
     # What an algorithm defines -----------------------------------------------------------------
 
@@ -310,8 +294,7 @@ class FederatedStrategy(Strategy):
         """Sample the cohort, cut it into blocks, and return one message a node."""
         federation = self.federation
         self._take(arrays)
-        self._measure_difficulties(server_round, arrays, config, grid)
-        self._asking = arrays, config, grid
+        self._cohorts.begin(server_round, arrays, config, grid)
         blocks = self._cut(server_round)
         self._blocks = self._with_rows(blocks)
         self._cohort_size = sum(len(block.clients) for block in blocks)
@@ -392,9 +375,7 @@ class FederatedStrategy(Strategy):
             self._optimizer.update(total, reports)
         if self.federation.shared_threshold:
             self._threshold = total.mean(THRESHOLD)
-        self._learn_difficulties(reports)
-        if self._selection is not None:
-            self._selection.learn(server_round, reports.client, reports.train_loss)
+        self._cohorts.learn(server_round, reports)
         reports = self._unused(reports)
         self.record = self._recorded(server_round, reports)
         self.record.clip_norm = clip_norm
@@ -411,24 +392,22 @@ class FederatedStrategy(Strategy):
         federation = self.federation
         if not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
-        questions = []
+        asked: list[Message] = []
         if federation.validation_clients:
             clients = self.draw_clients(server_round, federation.validation_clients, "validation")
             store = self.store if federation.personal is not None else None
-            questions += _questions(
-                server_round, clients, arrays, config, grid, "validation", store
-            )
+            asked += questions(server_round, clients, arrays, config, grid, "validation", store)
         if federation.unseen:
             unseen = np.array(federation.unseen, dtype=np.int64)
-            questions += _questions(server_round, unseen, arrays, config, grid, UNSEEN)
-        return questions
+            asked += questions(server_round, unseen, arrays, config, grid, UNSEEN)
+        return asked
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Return what the clients' data come to; see `over_clients`."""
         replies = list(replies)
-        rows, unseen = _answers(replies), _answers(replies, UNSEEN)
+        rows, unseen = answers(replies), answers(replies, UNSEEN)
         if not rows and not unseen:
             return None
         metrics = over_clients([row[1:] for row in rows]) if rows else {}
@@ -497,7 +476,7 @@ class FederatedStrategy(Strategy):
     def _stateful(self) -> tuple[Any, ...]:
         """What has state of its own, or None in its place."""
         parts = self._optimizer, self._server_optimizer, self._channel, self._scheduler
-        return *parts, self._failures, self._selection
+        return *parts, self._failures, self._cohorts
 
     @property
     def can_drop_rounds(self) -> bool:
@@ -512,8 +491,6 @@ class FederatedStrategy(Strategy):
                 saved |= part.vectors()
         if self.federation.shared_threshold:
             saved[THRESHOLD] = self._threshold
-        if self._difficulties is not None:
-            saved[DIFFICULTIES] = self._difficulties
         if self._plateau is not None:
             saved[PLATEAU] = torch.tensor(self._plateau.to_list(), dtype=torch.float64)
         return saved
@@ -526,116 +503,14 @@ class FederatedStrategy(Strategy):
                 part.load(saved)
         if self.federation.shared_threshold:
             self._threshold = saved[THRESHOLD].clone()
-        if self._difficulties is not None:
-            self._difficulties = saved[DIFFICULTIES].clone()
         if self._plateau is not None:
             self._plateau = PlateauState.from_list(saved[PLATEAU].tolist())
-
-    def _cohort(self, round: int) -> npt.NDArray[np.int64]:
-        """Return the clients of a round: of all, or of those that the curriculum allows."""
-        federation, count = self.federation, self.federation.clients_per_round
-        privacy = federation.privacy
-        if privacy is not None and privacy.is_poisson:
-            return self.sampler.poisson(round, privacy.rate)
-        if self._selection is not None:
-            return self._choose(round, 0, count, lambda client: True)
-        if federation.client_curriculum is None or self._difficulties is None:
-            return self.draw_clients(round, count)
-        known = self._difficulties.numpy()
-        pool = federation.client_curriculum.pool(round, known, count, federation.seed)
-        return self.sampler.sample_from(round, count, pool)
-
-    def _choose(
-        self, round: int, attempt: int, count: int, is_there: Callable[[int], bool]
-    ) -> npt.NDArray[np.int64]:
-        """Return ids of at most `count` clients that are there, ascending.
-
-        Args:
-            round: communication round, from 1.
-            attempt: number of the draw in the round.
-            count: clients wanted.
-            is_there: whether a client can be reached.
-        """
-        federation = self.federation
-        allowed: set[int] | None = None
-        if federation.client_curriculum is not None and self._difficulties is not None:
-            known = self._difficulties.numpy()
-            pool = federation.client_curriculum.pool(round, known, count, federation.seed)
-            allowed = set(self.sampler.ids(pool).tolist())
-
-        def may(client: int) -> bool:
-            if allowed is not None and client not in allowed:
-                return False
-            return self._is_there(round, client) and is_there(client)
-
-        if self._selection is None:
-            return self.sampler.sample_there(round, count, may, attempt)
-        everyone = self.sampler.everyone()
-        there = everyone[[may(client) for client in everyone.tolist()]]
-        seconds = None
-        if self._scheduler is not None:
-            seconds = partial(self._scheduler.seconds, round)
-        question = Question(
-            round,
-            attempt,
-            count,
-            there,
-            federation.sizes[there],
-            seconds,
-            partial(self._losses_of, round),
-        )
-        return self._selection.choose(question)
-
-    def _losses_of(self, round: int, clients: npt.NDArray[np.int64]) -> dict[int, float]:
-        """Return the loss of the server's model on some clients' training data."""
-        assert self._asking is not None
-        arrays, config, grid = self._asking
-        questions = _questions(round, np.sort(clients), arrays, config, grid, "train")
-        rows = _answers(grid.send_and_receive(questions))
-        self._measured += len(rows)
-        return {row[0]: row[2] for row in rows}
 
     def draw_clients(
         self, round: int, count: int, purpose: str = "cohort"
     ) -> npt.NDArray[np.int64]:
-        """Return at most `count` ids, ascending, drawn uniformly among those that are there."""
-        arrival = self.federation.arrival
-        if arrival is None:
-            return self.sampler.sample(round, min(count, self.sampler.clients), purpose)
-        pool = arrival.pool(round)
-        return np.sort(self.sampler.sample_from(round, min(count, len(pool)), pool, purpose))
-
-    def _is_there(self, round: int, client: int) -> bool:
-        """Return whether a client has joined by a round."""
-        arrival, ids = self.federation.arrival, np.array([client], dtype=np.int64)
-        return arrival is None or arrival.is_there(round, int(self.sampler.positions(ids)[0]))
-
-    def _measure_difficulties(
-        self, round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> None:
-        """Let all clients measure the model on their training data, where that is due."""
-        curriculum = self.federation.client_curriculum
-        self._measured = 0
-        if curriculum is None or self._difficulties is None or not curriculum.measures(round):
-            return
-        everyone = self.sampler.everyone()
-        questions = _questions(round, everyone, arrays, config, grid, "train")
-        rows = _answers(grid.send_and_receive(questions))
-        self._measured = len(rows)
-        self._keep_difficulties([row[0] for row in rows], [row[2] for row in rows])
-
-    def _learn_difficulties(self, reports: Reports) -> None:
-        """Take the losses of the clients that trained as their difficulty."""
-        curriculum = self.federation.client_curriculum
-        if curriculum is not None and curriculum.measure_every is None:
-            self._keep_difficulties(reports.client, reports.train_loss)
-
-    def _keep_difficulties(self, clients: Sequence[int], losses: Sequence[float]) -> None:
-        assert self._difficulties is not None
-        known = np.isfinite(losses)
-        places = self.sampler.positions(np.array(clients, dtype=np.int64)[known])
-        values = torch.tensor(losses, dtype=torch.float64)[torch.from_numpy(known)]
-        self._difficulties[torch.from_numpy(places)] = values
+        """Return at most `count` ids, ascending, drawn uniformly among those that have joined."""
+        return self._cohorts.drawn(round, count, purpose)
 
     def _vector_size(self, name: str) -> int:
         """Return the length of a term, broadcast or state field."""
@@ -705,6 +580,8 @@ class FederatedStrategy(Strategy):
             channel, seed = self.federation.channel, self.federation.seed
             self._channel = ServerChannel(channel, self._layout, seed, divisor)
         self._scheduler = self._make_scheduler(self._layout)
+        if self._scheduler is not None:
+            self._cohorts.seconds = self._scheduler.seconds
         self.begin(self._layout)
 
     def _client_folder(self) -> Path:
@@ -861,7 +738,7 @@ class FederatedStrategy(Strategy):
             self._scheduler.begin(round)
             blocks, self._trees = self._scheduler.blocks()
             return blocks
-        cohort = self._cohort(round)
+        cohort = self._cohorts.cohort(round)
         size = federation.block_size or -(-len(cohort) // MAX_BLOCKS)
         blocks = cut(cohort.tolist(), self._steps(round, cohort).tolist(), size)
         self._trees = [len(blocks)]
@@ -899,7 +776,7 @@ class FederatedStrategy(Strategy):
         return Scheduler(
             plan.system,
             plan.policy,
-            self._choose,
+            self._cohorts.choose,
             self.sampler.clients,
             work,
             federation.block_size,
@@ -940,61 +817,13 @@ class FederatedStrategy(Strategy):
             server_round,
             reports,
             math.fsum(loss * n for loss, n in known) / seen if known else math.nan,
-            bytes_down=bytes_down + self._measured * self.layout.nbytes,
-            bytes_up=bytes_up + self._measured * MEASUREMENT_NBYTES,
+            bytes_down=bytes_down + self._cohorts.measured * self.layout.nbytes,
+            bytes_up=bytes_up + self._cohorts.measured * MEASUREMENT_NBYTES,
             schedule=schedule,
             lr_scale=self.lr_scale(server_round),
             client_nbytes=(down, up),
             epsilon=math.nan if privacy is None else privacy.epsilon(server_round),
         )
-
-
-def _questions(
-    round: int,
-    clients: npt.NDArray[np.int64],
-    arrays: ArrayRecord,
-    config: ConfigRecord,
-    grid: Grid,
-    split: str,
-    store: ClientStateStore | None = None,
-) -> list[Message]:
-    """Return messages that ask for the model's loss on a split of some clients' data.
-
-    With a store, clients use what they keep of the model.
-    """
-    nodes = sorted(grid.get_node_ids())
-    shares = [clients[i :: len(nodes)].tolist() for i in range(len(nodes))]
-    return [
-        Message(
-            encode_evaluation(round, share, arrays, config, split, *_kept_rows(store, share)),
-            dst_node_id=node,
-            message_type=MessageType.EVALUATE,
-            group_id=str(round),
-        )
-        for node, share in zip(nodes, shares, strict=True)
-        if share
-    ]
-
-
-def _kept_rows(
-    store: ClientStateStore | None, clients: Sequence[int]
-) -> tuple[RowFile | None, list[int]]:
-    """Return the file of client state, and the rows of some clients."""
-    return (None, []) if store is None else (store.file, store.rows(clients))
-
-
-def _answers(
-    replies: Iterable[Message], record: str = "clients"
-) -> list[tuple[int, int, float, float]]:
-    """Return client, examples, loss and accuracy of the clients that have examples, in order."""
-    rows: list[tuple[int, int, float, float]] = []
-    for reply in replies:
-        columns = content_of(reply).metric_records.get(record)
-        if columns is None:
-            continue
-        names = ("client", "examples", "loss", "accuracy")
-        rows.extend(zip(*(columns[n] for n in names), strict=True))
-    return sorted(row for row in rows if row[1] > 0)
 
 
 def colluded(sums: RoundSums, hostility: Hostility, is_collected: bool) -> RoundSums:
