@@ -550,7 +550,11 @@ def _list(kind: str | None, as_json: bool) -> None:
                 "description": e.description,
                 "source": e.source,
                 "options": {
-                    name: {"default": _plain_default(field), "description": field.description}
+                    name: {
+                        "default": _plain_default(field),
+                        "required": field.is_required(),
+                        "description": field.description,
+                    }
                     for name, field in e.options.model_fields.items()
                 },
             }
@@ -568,9 +572,12 @@ def _list(kind: str | None, as_json: bool) -> None:
             typer.echo(f"  {item['name']:<{width}}  {item['description']} [{item['source']}]")
             if kind and item["options"]:
                 for name, option in item["options"].items():  # type: ignore[attr-defined]
-                    default = option["default"]
-                    shown = "required" if default is None else f"default {default}"
-                    typer.echo(f"  {'':<{width}}    {name}: {option['description']} ({shown})")
+                    default, text = option["default"], option["description"]
+                    if option["required"]:
+                        text += " (required)"
+                    elif default not in (None, []) and "(default" not in text:
+                        text += f" (default {default})"
+                    typer.echo(f"  {'':<{width}}    {name}: {text}")
 
 
 def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) -> None:
