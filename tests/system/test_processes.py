@@ -188,3 +188,36 @@ def test_bad_traces_are_refused(tmp_path: Path, rows: str, period: Any, says: st
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.csv.*cannot be read"):
         read_trace(tmp_path / "nothing.csv", None, "system.availability.path")
+
+
+NUMBERS = st.sampled_from(
+    ["0", "1", "2.5", "-1", "nan", "inf", "1e400", "", "x", "1e-400", "\uff13"]
+)
+
+
+@given(
+    header=st.lists(
+        st.sampled_from(["client", "start", "end", "speed", "uplink", "memory", "what"]),
+        min_size=1,
+        max_size=4,
+    ),
+    rows=st.lists(st.lists(NUMBERS, min_size=0, max_size=5), max_size=5),
+    rest=st.binary(max_size=20),
+)
+def test_any_file_is_read_or_refused(
+    tmp_path_factory: Any, header: list[str], rows: list[list[str]], rest: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "table.csv"
+    text = "\n".join(",".join(row) for row in [header, *rows])
+    path.write_bytes(text.encode() + rest)
+    for read in (
+        lambda: read_trace(path, None, "key").is_there(0, 1.0),
+        lambda: read_trace(path, 10.0, "key").leaves(1, 3.0),
+        lambda: read_devices(path, "key").speed,
+    ):
+        refused = ""
+        try:
+            read()
+        except ConfigError as error:
+            refused = str(error)
+        assert not refused or "table.csv" in refused
