@@ -433,3 +433,101 @@ def test_a_codec_of_the_users_own() -> None:
     ours = on_digits(uplink={"compression": registered})
     assert mine.summary["model_sha256"] == ours.summary["model_sha256"]
     assert TopK(0.1).share == 0.1
+
+
+# What clients keep follows what has arrived -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uplink",
+    [
+        {"compression": {"name": "qsgd", "levels": 3}},
+        {"compression": {"name": "top_k", "share": 0.1, "error_feedback": False}},
+    ],
+    ids=["qsgd", "top_k"],
+)
+def test_the_controls_mean_stays_the_servers_under_compression(uplink: dict[str, Any]) -> None:
+    run = on_digits(strategy="scaffold", uplink=uplink, rounds=12)
+    state = run.state()
+    rows = state["client_control_variate"].values()
+    size = 0.0
+    for name, c in state["control_variate"].items():
+        total = sum((row[name].double() for row in rows), torch.zeros_like(c))
+        size = max(size, float(c.abs().max()))
+        # Each round the clients' sums are rounded to float32 once.
+        torch.testing.assert_close(c, total / 20, atol=1e-6, rtol=0)
+    assert size > 1e-3
+
+
+@pytest.mark.parametrize(
+    "uplink",
+    [{"clip": {"norm": 0.2}}, {"compression": {"name": "qsgd", "levels": 3}}],
+    ids=["clip", "qsgd"],
+)
+def test_the_regularisers_mean_stays_the_servers(uplink: dict[str, Any]) -> None:
+    run = on_digits(strategy="feddyn", uplink=uplink, rounds=12)
+    state = run.state()
+    for name, h in state["h"].items():
+        rows = (row[name].double() for row in state["client_linear"].values())
+        torch.testing.assert_close(h, sum(rows, torch.zeros_like(h)) / 20, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"strategy": {"name": "krum", "hostile": 1}},
+        {"strategy": "rfa"},
+        {"uplink": {"clip": {"norm": 1.0}}},
+    ],
+    ids=["krum", "rfa", "clip"],
+)
+def test_hostile_numbers_that_are_not_finite_are_dropped(tables: dict[str, Any]) -> None:
+    attack = {"name": "sign_flip", "scale": 1e39, "fraction": 0.1}
+    run = on_digits(attack=attack, rounds=6, **tables)
+    bad = run.clients[run.clients["hostile"] == 1]
+    assert len(bad)
+    assert set(bad["status"]) == {"dropped"}
+    assert run.history["test_loss"].dropna().map(math.isfinite).all()
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        (
+            {
+                "uplink": {"compression": {"name": "qsgd"}},
+                "local": {"optimizer": {"name": "adam"}, "optimizer_state": "average"},
+            },
+            "moments are states, not changes",
+        ),
+        ({"uplink": NOISE, "system": {"stragglers": 0.3}}, "one client changes what others do"),
+        ({"uplink": NOISE, "policy": {"name": "deadline"}}, "drawn from all clients"),
+        ({"uplink": {"clip": {"norm": 1.0}}, "strategy": "qfedavg"}, "divides what clients send"),
+        ({"uplink": {"privacy": {"delta": 1e-6}}}, "without noise there is no privacy"),
+        ({"uplink": {"compression": {"name": "collections:OrderedDict"}}}, "has no nbytes"),
+        ({"attack": {"name": "collections:OrderedDict", "fraction": 0.1}}, "not a subclass"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        on_digits(**tables)
+
+
+def test_counters_are_refused_under_noise_and_frozen_weights_are_not() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+            self.register_buffer("seen", torch.zeros(10, dtype=torch.int64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1))
+
+    def frozen() -> nn.Module:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+        model[1].requires_grad_(False)
+        return model
+
+    with pytest.raises(ConfigError, match=r"buffers \(seen\)"):
+        on_digits(model=Counting, uplink=NOISE)
+    assert on_digits(model=frozen, uplink=NOISE, rounds=1).history["epsilon"].notna().all()
