@@ -269,7 +269,8 @@ def restrict(
 
     It has as many steps as before, of the same batch size where that many are available. The
     available examples are passed through in shuffled order again and again, as all would be; when
-    more become available, a new pass begins.
+    more become available, a new pass begins. Where no step may take a single example, at least two
+    are available, and a last one goes with the batch before it.
 
     Args:
         plan: over all examples.
@@ -277,6 +278,8 @@ def restrict(
         counts: how many are available in each step, `[S]`, ascending.
         rng: draws the shuffling.
     """
+    if plan.merges_single:
+        counts = np.maximum(counts, 2)
     if (counts >= plan.examples).all():
         return plan
     batch = int(plan.offsets[1] - plan.offsets[0])
@@ -289,7 +292,8 @@ def restrict(
             continue
         if count != known or not len(left):
             left, known = rng.permutation(order[:count]), count
-        pieces.append(left[:batch])
-        left = left[batch:]
+        taken = batch + 1 if plan.merges_single and len(left) == batch + 1 else batch
+        pieces.append(left[:taken])
+        left = left[taken:]
     offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
     return replace(plan, order=np.concatenate(pieces), offsets=offsets.astype(np.int64))

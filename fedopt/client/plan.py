@@ -70,6 +70,7 @@ class ClientPlan:
         steps_per_epoch: steps of one pass over the examples.
         momenta: momentum of each step, `[S]`, or None where it is the rule's own.
         first_step: nominal number of the first step in the whole run, from 0.
+        merges_single: whether no step may take a single example.
     """
 
     client: int
@@ -81,6 +82,7 @@ class ClientPlan:
     steps_per_epoch: int
     momenta: npt.NDArray[np.float64] | None = None
     first_step: int = 0
+    merges_single: bool = False
 
     @property
     def steps(self) -> int:
@@ -146,6 +148,7 @@ def plan_clients(
             steps_per_epoch=per_epoch[n],
             momenta=at[count, planned[n]][1],
             first_step=first_step,
+            merges_single=work.merges_single,
         )
         for client, n, count, own in zip(clients, examples, steps, orders, strict=True)
     ]

@@ -194,3 +194,25 @@ def test_stragglers_change_from_round_to_round() -> None:
     ]
     assert len(set(slow)) == 3
     assert all(len(s) == 20 for s in slow)
+
+
+@given(examples=st.integers(2, 60), batch=st.integers(2, 20), epochs=st.integers(1, 3))
+def test_no_step_takes_a_single_example_where_none_may(
+    examples: int, batch: int, epochs: int
+) -> None:
+    from fedopt.client.curriculum import restrict
+
+    work = LocalWork(epochs, None, batch, merges_single=True)
+    plain = LocalWork(epochs, None, batch)
+    steps = work.planned_steps(examples)
+    rates = constant_rates(0.1)
+    (plan,) = plan_clients(work, 0, 1, [3], [examples], rates, [steps])
+    sizes = np.diff(plan.offsets)
+    assert sizes.min() >= 2
+    assert sizes.sum() == epochs * examples
+    if examples % batch != 1:
+        assert steps == plain.planned_steps(examples)
+    counts = np.linspace(1, examples, steps).astype(np.int64)
+    held = restrict(plan, np.arange(examples), counts, np.random.default_rng(0))
+    assert np.diff(held.offsets).min() >= 2
+    assert held.steps == plan.steps
