@@ -128,6 +128,7 @@ class RayGrid(DirectGrid):
             self._lines = Switchboard(self._slots.folder / "driver")
         self._experiment = ray.put(experiment)
         self._workers: dict[int, _Worker] = {}
+        self._died: set[int] = set()
         for node in self.get_node_ids():
             self._worker(node)
 
@@ -240,6 +241,7 @@ class RayGrid(DirectGrid):
         worker = self._workers.pop(node, None)
         if worker is None:
             return
+        self._died.add(node)
         self._ray.kill(worker.actor)
         if self._lines is not None and worker.line is not None:
             self._lines.drop(worker.line)
@@ -247,7 +249,10 @@ class RayGrid(DirectGrid):
     def _worker(self, node: int) -> _Worker:
         """Return the worker that is a node, started where there is none."""
         if node not in self._workers:
-            actor = self._ray.remote(Worker).options(**self._options)
+            # The place of a dead worker asks for no core: its Ray node may be gone, and with it the
+            # core that it would wait for.
+            options = {**self._options, "num_cpus": 0} if node in self._died else self._options
+            actor = self._ray.remote(Worker).options(**options)
             handle = actor.remote(self._experiment, node, sys.path)
             self._workers[node] = _Worker(self._ray, handle, self._lines)
         return self._workers[node]
