@@ -43,8 +43,8 @@ def test_two_nodes_give_the_bits_of_one_process(address: str, strategy: str) -> 
 
 @pytest.mark.skipif(
     "FEDOPT_REMOVE_RAY_NODE" not in os.environ,
-    reason="set FEDOPT_REMOVE_RAY_NODE: of two Ray nodes on one machine, the driver may be attached "
-    "to the one that is removed, which ends the process",
+    reason="set FEDOPT_REMOVE_RAY_NODE: of two Ray nodes on one machine, the driver may be that of "
+    "the one that is removed, which ends the process",
 )
 def test_a_node_that_is_gone_changes_no_bit(tmp_path: Path) -> None:
     """Its worker begins anew on what is left of the cluster, and its blocks are run again."""
