@@ -6,7 +6,7 @@ What does not go together is refused here, with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from fedopt.compression.codecs import Codec
 from fedopt.config import Choice, Config
 from fedopt.errors import ConfigError
 from fedopt.models.layout import ParameterLayout
-from fedopt.registry import get, import_object
+from fedopt.registry import get, import_object, make
 from fedopt.server.privacy import (
     Privacy,
     default_count_noise,
@@ -134,7 +134,7 @@ def make_hostility(
             key="attack.fraction",
         )
     _attack_class(choice.name)
-    attack: Attack = _made(choice, "attacks", "attack", options)
+    attack: Attack = make("attacks", choice.name, options, key="attack")
     clients = hostile_clients(sizes, float(fraction), config.seed)
     return Hostility(attack, clients, part(), classes, frozenset(others))
 
@@ -299,7 +299,7 @@ def _codec(choice: Choice, key: str) -> Codec | None:
     feedback = options.pop("error_feedback", None)
     if choice.name == "random_k":
         options["scaled"] = not feedback
-    codec: Codec = _made(choice, "codecs", key, options)
+    codec: Codec = make("codecs", choice.name, options, key=key)
     for name in ("nbytes", "compress"):
         if not callable(getattr(codec, name, None)):
             raise ConfigError(
@@ -307,19 +307,3 @@ def _codec(choice: Choice, key: str) -> Codec | None:
                 key=f"{key}.name",
             )
     return codec
-
-
-def _made(choice: Choice, kind: str, key: str, options: dict[str, Any]) -> Any:
-    """Return an object of a registered or of the user's class.
-
-    Raises:
-        ConfigError: the class does not take the options.
-    """
-    if ":" in choice.name:
-        found = import_object(choice.name, key=f"{key}.name")
-    else:
-        found = get(kind, choice.name, key=f"{key}.name").load()
-    try:
-        return found(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f'"{choice.name}" cannot be made: {error}', key=key) from error

@@ -475,16 +475,11 @@ def _timeline(run_dir: Path, rounds: str, out: Path) -> None:
     from fedopt.analysis.plots import save_figure
     from fedopt.analysis.store import read_clients, read_history
     from fedopt.analysis.timeline import timeline_figure
+    from fedopt.validation import round_span
 
-    first, _, last = rounds.partition("-")
-    try:
-        span = int(first), int(last or first)
-    except ValueError:
-        span = (0, 0)
-    if not 1 <= span[0] <= span[1]:
-        raise ConfigError(f'expected A-B or A, such as "3-7", got "{rounds}"', key="--rounds")
+    first, last = round_span(rounds, "--rounds")
     clients, history = read_clients(run_dir), read_history(run_dir)
-    figure = timeline_figure(clients, history, *span, title=run_dir.resolve().name)
+    figure = timeline_figure(clients, history, first, last, title=run_dir.resolve().name)
     typer.echo(str(save_figure(figure, out)))
 
 

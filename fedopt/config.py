@@ -168,6 +168,11 @@ class Config:
         """Communication rounds."""
         return self.run.rounds
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether data, model or loss are objects of the calling program, not of a file."""
+        return "in_memory" in (self.data.name, self.model.name, self.local.loss)
+
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Config:
         """Check a tree of tables, as a TOML file or keyword arguments give it.

@@ -18,7 +18,7 @@ from fedopt.drift.concepts import Concept
 from fedopt.drift.population import Drift, drift_groups
 from fedopt.drift.transition import Transition
 from fedopt.errors import ConfigError
-from fedopt.registry import get, import_object
+from fedopt.registry import make
 from fedopt.server.arrival import Arrival
 from fedopt.validation import validate
 
@@ -141,15 +141,10 @@ def _concept(config: Config) -> tuple[Concept, Any]:
     if ":" in choice.name:
         common = {k: given.pop(k) for k in list(given) if k in DriftOptions.model_fields}
         options = validate(DriftOptions, common, "drift")
-        made = import_object(choice.name, key="drift.name")
     else:
         options = choice.options
         given = {k: v for k, v in given.items() if k not in _COMMON}
-        made = get("drifts", choice.name).load()
-    try:
-        concept = made(**given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f'"{choice.name}" cannot be made: {error}', key="drift") from error
+    concept = make("drifts", choice.name, given, key="drift")
     if not isinstance(concept, Concept):
         raise ConfigError(
             f'"{choice.name}" is not a fedopt.drift.concepts.Concept', key="drift.name"

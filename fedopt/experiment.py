@@ -224,6 +224,15 @@ class Experiment:
         return None if rule is None else kronecker_model(self.build_model(), rule)
 
     @cached_property
+    def layout(self) -> ParameterLayout:
+        """Where the model's parameters and buffers lie.
+
+        Raises:
+            ConfigError: the model has no trained parameter, or those of several dtypes.
+        """
+        return ParameterLayout.of(self.build_model())
+
+    @cached_property
     def vector_sizes(self) -> dict[str, int]:
         """Length of the vectors of an optimizer's state that are not P long, by full name."""
         rule, layers, part = self.recipe.kronecker, self.kronecker, self.personal
@@ -232,8 +241,7 @@ class Experiment:
         sizes |= {} if self.channel is None else self.channel.sizes
         if rule is None or layers is None:
             return sizes
-        layout = ParameterLayout.of(self.build_model())
-        return sizes | vector_sizes(layers, rule, [spec.size for spec in layout.parameters])
+        return sizes | vector_sizes(layers, rule, [spec.size for spec in self.layout.parameters])
 
     @cached_property
     def personal(self) -> PersonalPart | None:
@@ -275,7 +283,6 @@ class Experiment:
             return None
         counts = self.config.system.speed_counts == "operations"
         operations = self._operations() if counts else 1.0
-        layout = ParameterLayout.of(self.build_model())
         # Parameters, gradients and the optimizer's slots; activations are not counted.
         copies = 2 + len(self.recipe.rule.slots)
         return systems.make_system(
@@ -283,7 +290,7 @@ class Experiment:
             self.cohort_size(),
             self.recipe.gradients_per_step,
             operations,
-            copies * layout.parameter_nbytes,
+            copies * self.layout.parameter_nbytes,
         )
 
     def _operations(self) -> float:
@@ -373,8 +380,7 @@ class Experiment:
     @cached_property
     def _sent_part(self) -> SentPart:
         """Which scalars of a vector as long as the model are sent."""
-        layout = ParameterLayout.of(self.build_model())
-        return sent_part(layout, self.personal, load_strategy(self.config.strategy.name))
+        return sent_part(self.layout, self.personal, load_strategy(self.config.strategy.name))
 
     @cached_property
     def selecting(self) -> Selecting:
@@ -396,8 +402,7 @@ class Experiment:
         device = torch.device(config.engine.device)
         model = self.build_model()
         if isinstance(model, Supernet):
-            size = ParameterLayout.of(model).size
-            return EngineChoice("search", 1, size, "the model is a supernet")
+            return EngineChoice("search", 1, self.layout.size, "the model is a supernet")
         return choose_engine(config.engine.training, model, self.recipe, device)
 
     @property
@@ -547,14 +552,13 @@ class Experiment:
 
     def _check_channel(self, strategy: type[FederatedStrategy]) -> None:
         """Check what happens to updates on their way, and hostile clients."""
-        layout = ParameterLayout.of(self.build_model())
         check_channel(
             self.config,
             strategy,
             self.local_algorithm(),
-            layout,
+            self.layout,
             self.population.classes,
-            self._moving_buffers(layout),
+            self._moving_buffers() if self.config.privacy.is_on else (),
         )
         privacy, clients = self.privacy, int(np.count_nonzero(self.population.sizes))
         if privacy is not None and privacy.delta >= 1 / clients:
@@ -567,12 +571,12 @@ class Experiment:
         if privacy is not None and privacy.is_poisson and self.cohort_size() < clients:
             log.info("cohorts are of %d clients in expectation", self.cohort_size())
 
-    def _moving_buffers(self, layout: ParameterLayout) -> list[str]:
+    def _moving_buffers(self) -> list[str]:
         """Return the names of the buffers that clients change and send."""
         buffers = dict(self.build_model().named_buffers())  # without frozen parameters
         kept = set() if self.personal is None else set(self.personal.buffers.tolist())
         found, first = [], 0
-        for spec in layout.buffers:
+        for spec in self.layout.buffers:
             if spec.name in buffers and first not in kept:
                 found.append(spec.name)
             first += spec.size
@@ -600,9 +604,8 @@ class Experiment:
 
     def _check_model(self) -> None:
         client = int(np.flatnonzero(self.population.sizes)[0])
-        model = self.build_model()
-        ParameterLayout.of(model)
-        model.eval()
+        model = self.build_model().eval()
+        assert self.layout
         examples = self.population.train(client)
         inputs, targets = (torch.from_numpy(part[:2].copy()) for part in examples)
         try:

@@ -129,7 +129,8 @@ class Recorder:
         self._saved_at = time.monotonic()
         self._is_settled = False  # whether the strategy's state is that after the last round
         self._snapshots: dict[int, Snapshot] = {}
-        self._parts = self._recorded_parts()  # of clients that were used, by id
+        # How often each client was used, by id; a new run's table need not be read.
+        self._parts = self._recorded_parts() if reached else {}
         self._totals = dict.fromkeys(TOTALS, 0.0)
         self._started = 0.0
         self._initial: dict[str, float] = {}
@@ -475,7 +476,7 @@ class Recorder:
             "compute_seconds": parts.compute.tolist(),
             "upload_seconds": parts.upload.tolist(),
             "joules": parts.joules.tolist(),
-            "staleness": [int(used - schedule.round) if used > 0 else -1 for used in parts.used_in],
+            "staleness": schedule.staleness.tolist(),
             "reason": described(parts.outcome),
             "bytes_up": parts.up.tolist(),
             "bytes_down": parts.down.tolist(),
@@ -589,7 +590,7 @@ def _test_metrics(measured: Measurement) -> dict[str, float]:
 def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrategy:
     """Return the configured strategy over the experiment's population."""
     config = experiment.config
-    layout = ParameterLayout.of(experiment.build_model())
+    layout = experiment.layout
     pace, paced = experiment.selecting.pace, config.server_curriculum
     federation = Federation(
         sizes=experiment.population.sizes,
@@ -667,7 +668,7 @@ def config_text(config: Config) -> str:
     """Return `config.toml`: the resolved configuration under the versions that ran it."""
     versions = "\n".join(f"# {name} {version}" for name, version in environment().items())
     note = ""
-    if "in_memory" in (config.data.name, config.model.name, config.local.loss):
+    if config.has_objects:
         note = "# parts named in_memory were objects of the calling program\n"
     return f"{versions}\n{note}\n{config.to_toml()}"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,28 @@ def import_object(path: str, *, key: str | None = None) -> Any:
             raise ConfigError(f'"{module_name}" has no "{part}".{hint}', key=key)
         found = getattr(found, part)
     return found
+
+
+def make(kind: str, name: str, options: Mapping[str, Any], *, key: str) -> Any:
+    """Return an object of a registered class, or of `"package.module:Class"`.
+
+    Args:
+        kind: one of `KINDS`.
+        name: of the entry, or the path.
+        options: keyword arguments of the class.
+        key: of the configuration's table.
+
+    Raises:
+        ConfigError: there is no such class, or it does not take the options.
+    """
+    if ":" in name:
+        found = import_object(name, key=f"{key}.name")
+    else:
+        found = get(kind, name, key=f"{key}.name").load()
+    try:
+        return found(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f'"{name}" cannot be made: {error}', key=key) from error
 
 
 def _import_hint(module_name: str) -> str:

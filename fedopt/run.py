@@ -38,7 +38,6 @@ from fedopt.experiment import (
 )
 from fedopt.interruption import Interruption
 from fedopt.memory import keep_freed_memory
-from fedopt.models.layout import ParameterLayout
 from fedopt.recorder import Recorder, make_strategy
 from fedopt.registry import Options, get
 from fedopt.results import Run
@@ -299,7 +298,7 @@ def preview(experiment: Experiment) -> dict[str, Any]:
     """Return what a run would do, without doing it."""
     config, population = experiment.config, experiment.population
     strategy = make_strategy(experiment, None)
-    layout = ParameterLayout.of(experiment.build_model())
+    layout = experiment.layout
     cohort = experiment.cohort_size()
     down, up = strategy.client_nbytes(layout)
     sizes = population.sizes[population.sizes > 0]
@@ -326,8 +325,7 @@ def run_words(config: Config) -> list[str]:
 
 def _say_how_to_replay(error: ClientError, config: Config, directory: Path | None) -> None:
     """Add the command that reruns the client that failed to the error, as a note."""
-    in_memory = "in_memory" in (config.data.name, config.model.name, config.local.loss)
-    if directory is not None and not in_memory:
+    if directory is not None and not config.has_objects:
         error.add_note(
             "rerun this client alone: "
             f"fedopt replay {directory} --round {error.round} --client {error.client} --pdb"

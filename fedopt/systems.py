@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fedopt.client.algorithm import LocalAlgorithm, collected
 from fedopt.config import Choice, Config
 from fedopt.errors import ConfigError
-from fedopt.registry import get
+from fedopt.registry import make
 from fedopt.server.client_selection import SelectionRule
 from fedopt.system.asynchronous import Buffered
 from fedopt.system.availability import (
@@ -80,7 +80,8 @@ def make_selection(choice: Choice) -> SelectionRule | None:
     """Return which of the clients that are there train, or None for uniform draws."""
     if choice.name == "uniform":
         return None
-    rule: SelectionRule = get("selections", choice.name).load()(**choice.options.model_dump())
+    options = choice.options.model_dump()
+    rule: SelectionRule = make("selections", choice.name, options, key="selection")
     return rule
 
 
@@ -181,7 +182,7 @@ def make_policy(config: Config, cohort: int) -> Synchronous | Buffered:
     if name == "over_selection":
         return OverSelection(factor=options["factor"])
     if name == "semi_synchronous":
-        return SemiSynchronous(True, options["seconds"], options["most"])
+        return SemiSynchronous(options["seconds"], options["most"])
     if name == "fedbuff":
         return Buffered(options["buffer"] or cohort, cohort, options["exponent"])
     if name == "fedasync":

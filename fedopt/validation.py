@@ -1,7 +1,8 @@
-"""Pydantic's complaints about a table as ours: key, value, what is allowed, the nearest match."""
+"""What users write, checked: tables by their schema, spans of rounds; refused in words of ours."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -74,3 +75,15 @@ def explain(
         return f"{key}: got {values[name]!r}, which is not allowed. ({described})"
     says = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key}: got {problem['input']!r}; {says}.{hint} ({described})"
+
+
+def round_span(text: str, key: str) -> tuple[int, int]:
+    """Return the first and the last round of `A-B`, or of `A` alone.
+
+    Raises:
+        ConfigError: the text is neither.
+    """
+    match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", text.strip())
+    if not match:
+        raise ConfigError(f'expected A-B or A, such as "3-7", got "{text}"', key=key)
+    return int(match[1]), int(match[2] or match[1])

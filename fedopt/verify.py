@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedopt.registry import get
 from fedopt.rerun import RecordedRun, Rerun, read_run
 from fedopt.server.checkpoint import digest
 from fedopt.single_thread import single_thread
+from fedopt.validation import round_span
 
 MODEL_FILE = "model.safetensors"
 
@@ -127,10 +127,7 @@ def _wanted(run: RecordedRun, rounds: str | None, from_round: int | None) -> tup
     if from_round is not None:
         first = from_round
     if rounds is not None:
-        match = re.fullmatch(r"(\d{1,12})(?:-(\d{1,12}))?", rounds.strip())
-        if not match:
-            raise ConfigError(f'expected A-B or A, such as "3-7", got "{rounds}"', key="--rounds")
-        first, last, key = int(match[1]), int(match[2] or match[1]), "--rounds"
+        (first, last), key = round_span(rounds, "--rounds"), "--rounds"
     if not 1 <= first <= last <= run.last:
         got = f"{first}" if key == "--from-round" else f"{first}-{last}"
         raise ConfigError(f"got {got}, but {run.directory} has the rounds 1 to {run.last}", key=key)

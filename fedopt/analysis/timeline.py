@@ -52,7 +52,7 @@ def timeline_figure(
             "the run has no virtual clock; set system.devices, system.availability or policy"
         )
     rows = clients[(clients["round"] >= first) & (clients["round"] <= last)]
-    if rows.empty:
+    if rows.empty or not 1 <= first <= last:
         there = f"1..{int(history['round'].max())}" if len(history) else "none"
         raise ConfigError(f"got {first}-{last}, but the run has rounds {there}", key="--rounds")
     counts = rows["client"].value_counts()

@@ -40,7 +40,7 @@ class Trains(Protocol):
         examples: Examples,
         terms: LocalTerms,
     ) -> LocalResult:
-        """Train a group of clients."""
+        """Train a group of clients from `start`; `examples` are theirs, one after another."""
         ...
 
 

@@ -42,13 +42,13 @@ from fedopt.client.scoring import ExampleScorer
 from fedopt.client.stacked_batches import group_padding
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums, SumTree, add_weighted
-from fedopt.client.thrift import train_thriftily
+from fedopt.client.thrift import Trains, train_thriftily
 from fedopt.data.population import Examples, Population
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.scratch import Scratch
 
 
-class Engine(Protocol):
+class Engine(Trains, Protocol):
     """Trains groups of at most `group_size` clients."""
 
     @property
@@ -64,17 +64,6 @@ class Engine(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it trains."""
-        ...
-
-    def train(
-        self,
-        start: ModelState,
-        round: int,
-        plans: Sequence[ClientPlan],
-        examples: Examples,
-        terms: LocalTerms,
-    ) -> LocalResult:
-        """Train a group of clients from `start`; `examples` are theirs, one after another."""
         ...
 
 
@@ -476,16 +465,6 @@ class Trainer:
             result = replace(result, personal=personal)
         return result
 
-    def _arrived(self, update: ClientUpdate, plans: Sequence[ClientPlan]) -> list[bool]:
-        """Return whether what arrives of each client is finite, where it is not what it made."""
-        fine = [True] * len(plans)
-        if self._hostility is None:
-            return fine
-        for place in self._hostility.among([plan.client for plan in plans]):
-            theirs = (term[place].isfinite().all() for term in update.terms.values())
-            fine[place] = all(bool(one) for one in theirs)
-        return fine
-
     def _colluding(self, clients: Sequence[int]) -> list[int]:
         """Return the places of the clients that send what they make of their updates together."""
         hostility = self._hostility
@@ -536,12 +515,14 @@ class Trainer:
         buffers = result.buffers if update.buffers is None else update.buffers
         sound = result.buffers.isfinite().all(-1).tolist()
         own, sends = _finite_personal(result), _finite_rows(update, result.delta)
-        arrived = self._arrived(update, plans)
+        hostile: set[int] = set()
+        if self._hostility is not None:
+            hostile.update(self._hostility.among([plan.client for plan in plans]))
         for i, (plan, loss, norm) in enumerate(zip(plans, losses, norms, strict=True)):
             # A client that skipped all of its steps has no loss to tell.
             has_loss = math.isfinite(loss) or skipped[i] == plan.steps
             is_sound = has_loss and math.isfinite(norm) and sound[i] and own[i]
-            if is_sound and not arrived[i]:
+            if is_sound and not sends[i] and i in hostile:
                 # Nobody would add up such numbers, whatever a client meant by them.
                 weight, status = 0.0, Status.DROPPED
             elif is_sound and sends[i]:

@@ -15,7 +15,6 @@ Andrew et al. 2021, theorem 1 (the split between updates and counts).
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -134,4 +133,4 @@ def least_count_noise(noise_multiplier: float) -> float:
 
 def default_count_noise(cohort: int, noise_multiplier: float) -> float:
     """Return the noise on counts of Andrew et al. 2021, K / 20, or what a small cohort needs."""
-    return max(cohort / 20, 2 * least_count_noise(noise_multiplier), math.ulp(0.0))
+    return max(cohort / 20, 2 * least_count_noise(noise_multiplier))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import Message
 from torch import Tensor
@@ -34,7 +36,7 @@ class Expected:
         blocks: what the node was asked to train.
         sizes: length of each term of the sums, by name.
         buffers: Q, length of the sums of the buffers.
-        examples: of each client, for the reports of a reply that is refused.
+        examples: of each client, `[N]`, for the reports of a reply that is refused.
         columns: P, length of a single client's change.
     """
 
@@ -43,7 +45,7 @@ class Expected:
         blocks: Sequence[Block],
         sizes: Mapping[str, int],
         buffers: int,
-        examples: Mapping[int, int],
+        examples: npt.NDArray[np.int64],
         columns: int,
     ) -> None:
         self._blocks = {block.id: block for block in blocks}
@@ -80,7 +82,7 @@ class Expected:
             buffers = torch.zeros(self._buffers, dtype=torch.float64)
             sums.append(BlockSums(block.id, block.id + 1, terms, buffers))
             for client, steps in zip(block.clients, block.steps, strict=True):
-                reports.add_untrained(client, self._examples[client], steps, steps)
+                reports.add_untrained(client, int(self._examples[client]), steps, steps)
                 reports.status[-1] = int(Status.FAILED)
                 failures.append(Failure(client, reason, diverged=False))
         return TrainingOutcome(sums, reports, failures)

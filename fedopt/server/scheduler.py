@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,7 +165,11 @@ class Scheduler:
         return blocks, trees
 
     def received(
-        self, round: int, totals: Sequence[RoundSums], parameters: Tensor, nothing: RoundSums
+        self,
+        round: int,
+        totals: Sequence[RoundSums],
+        parameters: Tensor,
+        nothing: Callable[[], RoundSums],
     ) -> RoundSums:
         """Return what enters the round's model, and keep what enters later ones.
 
@@ -174,12 +177,12 @@ class Scheduler:
             round: its number.
             totals: sums of the groups, in their order, of those that have blocks.
             parameters: x that the round's clients began with, `[P]` in float64.
-            nothing: sums over no client.
+            nothing: returns sums over no client.
         """
         schedule = self.current
         self._time = schedule.end
         if self._queue is None:
-            return totals[0] if totals else nothing
+            return totals[0] if totals else nothing()
         policy = self._policy
         assert isinstance(policy, Buffered)
         targets = [int(schedule.parts.used_in[group[0]]) for group in schedule.groups if group]
@@ -195,29 +198,17 @@ class Scheduler:
                 entry[ANCHOR] = parameters.clone()
         entry = self._pending.pop(round, {})
         if not entry:
-            return nothing
+            return nothing()
         weight, count = entry.pop(META).tolist()
         buffers = entry.pop("buffers")
         anchor = entry.pop(ANCHOR, None)
         if policy.mixing is not None and anchor is not None:
             # x <- (1 - a) x + a w = x + a (x_begun + delta - x), a = mixing * scale; one client.
-            began = int(round - self._staleness(round))
-            scale = policy.mixing * policy.scale(round - began)
+            scale = policy.mixing * policy.scale(self._queue.oldest(round))
             away = (anchor - parameters) * weight
             entry["delta"] = policy.mixing * entry["delta"] + scale * away
             buffers = policy.mixing * buffers
         return RoundSums(entry, buffers, weight, int(count))
-
-    def _staleness(self, round: int) -> int:
-        """Return the steps since the client began that is mixed in a round."""
-        assert self._queue is not None
-        return self._queue.oldest(round)
-
-    def staleness(self) -> Integers:
-        """Return the steps between each part's beginning and its use, -1 where it is not used."""
-        parts = self.current.parts
-        used = parts.used_in
-        return np.where(used > 0, used - self.current.round, -1)
 
     def vectors(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint: the time, and the sums that wait."""

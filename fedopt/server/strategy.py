@@ -67,7 +67,7 @@ from fedopt.server.cohorts import Cohorts
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
 from fedopt.server.questions import answers, questions
-from fedopt.server.replies import Expected, FailureCounts
+from fedopt.server.replies import Expected, FailureCounts, is_finite
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
 from fedopt.server.sampling import UniformSampler
 from fedopt.server.scheduler import ScheduledWork, Scheduler
@@ -358,7 +358,7 @@ class FederatedStrategy(Strategy):
         parameters = self._scratch.take(layout.size, layout.dtype)
         is_empty = not total.count and self.federation.privacy is None
         parameters.copy_(before if is_empty else self.server_step(before, total))
-        if not _is_finite(parameters):
+        if not is_finite(parameters):
             raise NotFiniteError(f"the model is not finite after round {server_round}")
         total.updates = updates = None
         if self._spool is not None:
@@ -645,8 +645,7 @@ class FederatedStrategy(Strategy):
         """
         blocks = self._dealt.get(reply.metadata.src_node_id, self._blocks)
         sizes = {name: self._vector_size(name) for name in self.algorithm.terms}
-        examples = {c: int(self.federation.sizes[c]) for block in blocks for c in block.clients}
-        layout = self.layout
+        layout, examples = self.layout, self.federation.sizes
         expected = Expected(blocks, sizes, layout.buffer_size, examples, layout.size)
         try:
             return expected.outcome(reply)
@@ -709,8 +708,7 @@ class FederatedStrategy(Strategy):
             tree.add(part)
         if self._scheduler is not None:
             totals = [RoundSums(dict(t.terms), t.buffers, t.weight, t.count) for t in tree.roots]
-            nothing = self._nothing()
-            return self._scheduler.received(server_round, totals, parameters, nothing)
+            return self._scheduler.received(server_round, totals, parameters, self._nothing)
         is_private = self.federation.privacy is not None
         # A cohort that chance left empty, or that failed: its noise is due all the same.
         if not self._blocks or (is_private and not tree.roots[0].count):
@@ -860,8 +858,3 @@ def mean_lr_sum(reports: Reports) -> float:
     ]
     total = math.fsum(weight for weight, _ in weighted)
     return math.fsum(w * lr_sum for w, lr_sum in weighted) / total if total else math.nan
-
-
-def _is_finite(vector: Tensor) -> bool:
-    """Return whether all values are finite: the sum tells fast, unless it overflows itself."""
-    return math.isfinite(vector.sum()) or bool(torch.isfinite(vector).all())

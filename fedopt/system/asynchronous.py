@@ -140,11 +140,6 @@ class EventQueue:
         start, end = self._ends[number - 1], self._ends[number]
         return Schedule(number, start, end, parts, groups, self._arrived.get(number, 0))
 
-    def staleness(self, schedule: Schedule) -> Integers:
-        """Return the steps between each part's beginning and its use, -1 where it is not used."""
-        used = schedule.parts.used_in
-        return np.where(used > 0, used - schedule.round, -1)
-
     def oldest(self, number: int) -> int:
         """Return the largest staleness of the updates of a step."""
         return number - self._oldest.get(number, number)

@@ -153,6 +153,12 @@ class Schedule:
     groups: list[list[int]] = field(default_factory=list)
     arrived: int = 0
 
+    @property
+    def staleness(self) -> Integers:
+        """Server steps between each part's beginning and its use, -1 where it is not used."""
+        used = self.parts.used_in
+        return np.where(used > 0, used - self.round, -1)
+
 
 Sample = Callable[[int, int, Callable[[int], bool]], Integers]
 """(attempt, count, is_there) -> ids of at most so many clients that are there, ascending."""
@@ -280,8 +286,6 @@ class Synchronous:
     Source: McMahan et al. 2017, algorithm 1.
     """
 
-    keeps_partial: bool = False
-
     def sampled(self, count: int, clients: int) -> int:
         """Return how many clients are sampled for a cohort of `count`."""
         return count
@@ -299,12 +303,13 @@ class Deadline(Synchronous):
     time for the upload.
 
     Args:
-        seconds: > 0.
         keeps_partial: whether partial work is kept.
+        seconds: > 0.
 
     Source: Bonawitz et al. 2019; Li et al. 2020, section 5.2 (partial work).
     """
 
+    keeps_partial: bool = False
     seconds: float = np.inf
 
     def decide(self, system: System, work: Work, parts: Parts, whole: Stages, count: int) -> float:
@@ -369,7 +374,7 @@ class SemiSynchronous(Synchronous):
 
     Args:
         seconds: the period, download and upload included, > 0.
-        most: the most steps, in planned ones, >= 1.
+        most: the most steps, in planned ones, > 0.
 
     Source: Stripelis, Thompson and Ambite 2022, "Semi-Synchronous Federated Learning for
     Energy-Efficient Training and Accelerated Convergence in Cross-Silo Settings".

@@ -136,12 +136,12 @@ def test_over_selection_of_as_many_as_are_wanted_is_synchronous() -> None:
 
 def test_semi_synchronous_clients_do_what_fits() -> None:
     # 7.5 s: client 0 has 5.3 s, client 1 1.6 s, client 2 5 s: 53, 8 and 10 examples.
-    found = course(SemiSynchronous(True, 7.5, 2.0))
+    found = course(SemiSynchronous(7.5, 2.0))
     assert found.parts.steps.tolist() == [8, 1, 2]
     assert found.end == near(7.5)
     # At most the planned steps.
-    assert course(SemiSynchronous(True, 7.5, 1.0)).parts.steps.tolist() == [4, 1, 2]
-    late = course(SemiSynchronous(True, 6.5, 1.0))
+    assert course(SemiSynchronous(7.5, 1.0)).parts.steps.tolist() == [4, 1, 2]
+    late = course(SemiSynchronous(6.5, 1.0))
     assert late.parts.outcome[1] is Outcome.LATE
 
 
@@ -217,7 +217,7 @@ def test_a_buffer_of_two_by_hand() -> None:
     assert second.parts.clients.tolist() == [0, 1, 2]
     assert second.parts.start == near([9.9, 9.9, 12.5])
     assert second.parts.used_in.tolist() == [2, 3, 4]
-    assert found.staleness(second).tolist() == [0, 1, 2]
+    assert second.staleness.tolist() == [0, 1, 2]
     assert third.parts.clients.tolist() == [0]
     assert third.parts.start == near([14.1])
     assert second.arrived == 2 * UP
