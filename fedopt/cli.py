@@ -7,8 +7,8 @@ standard output holds JSON alone; progress and messages go to standard error.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-import logging
 import math
 import os
 import sys
@@ -18,7 +18,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fedopt.errors import ConfigError, FedoptError, unknown_name
+from fedopt.commands.common import (
+    Arguments,
+    AsJson,
+    Debug,
+    Out,
+    Quiet,
+    check_out,
+    configuration,
+    guarded,
+    show_summary,
+)
+from fedopt.errors import ConfigError, unknown_name
 
 app = typer.Typer(
     name="fedopt",
@@ -29,17 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Arguments = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[CONFIG.toml] [KEY=VALUE]...", help="a TOML file, then overrides"),
-]
-Out = Annotated[
-    Path | None, typer.Option("--out", help="folder of the results (default: a new one in runs/)")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON and nothing else")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="show no progress")]
-Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")]
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +69,7 @@ def run(
 
     Example: fedopt run strategy=scaffold partition.alpha=0.1 rounds=100 --out runs/scaffold
     """
-    _guarded(lambda: _run(arguments or [], out, dry_run, as_json, quiet), debug)
+    guarded(lambda: _run(arguments or [], out, dry_run, as_json, quiet), debug)
 
 
 @app.command()
@@ -85,7 +85,7 @@ def resume(
 
     Example: fedopt resume runs/scaffold
     """
-    _guarded(lambda: _resume(run_dir, as_json, quiet), debug)
+    guarded(lambda: _resume(run_dir, as_json, quiet), debug)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def verify(
 
     Example: fedopt verify runs/scaffold --from-round 100
     """
-    _guarded(lambda: _verify(run_dir, rounds, from_round, engine, as_json, quiet), debug)
+    guarded(lambda: _verify(run_dir, rounds, from_round, engine, as_json, quiet), debug)
 
 
 @app.command()
@@ -127,7 +127,7 @@ def replay(
 
     Example: fedopt replay runs/scaffold --round 12 --client 7 --pdb
     """
-    _guarded(lambda: _replay(run_dir, round, client, use_pdb, as_json), debug)
+    guarded(lambda: _replay(run_dir, round, client, use_pdb, as_json), debug)
 
 
 @app.command()
@@ -150,7 +150,7 @@ def plot(
 
     Example: fedopt plot runs/fedavg runs/scaffold --x bytes --out comparison.pdf
     """
-    _guarded(lambda: _plot(run_dirs, x, metric or [], out), debug)
+    guarded(lambda: _plot(run_dirs, x, metric or [], out), debug)
 
 
 @app.command()
@@ -171,7 +171,7 @@ def compare(
 
     Example: fedopt compare runs/fedavg runs/scaffold --target test_accuracy=0.9
     """
-    _guarded(lambda: _compare(run_dirs, target, metric, as_json), debug)
+    guarded(lambda: _compare(run_dirs, target, metric, as_json), debug)
 
 
 @app.command()
@@ -189,7 +189,7 @@ def timeline(
 
     Example: fedopt timeline runs/deadline --rounds 1-5 --out timeline.png
     """
-    _guarded(lambda: _timeline(run_dir, rounds, out), debug)
+    guarded(lambda: _timeline(run_dir, rounds, out), debug)
 
 
 @app.command("lr-range")
@@ -213,7 +213,7 @@ def lr_range(
 
     Example: fedopt lr-range strategy=scaffold --low 1e-3 --high 5
     """
-    _guarded(lambda: _lr_range(arguments or [], low, high, rounds, out, as_json, quiet), debug)
+    guarded(lambda: _lr_range(arguments or [], low, high, rounds, out, as_json, quiet), debug)
 
 
 @app.command()
@@ -228,7 +228,7 @@ def schedule(
 
     Example: fedopt schedule local.schedule=one_cycle local.schedule.scope=across rounds=50
     """
-    _guarded(lambda: _schedule(arguments or [], out), debug)
+    guarded(lambda: _schedule(arguments or [], out), debug)
 
 
 @app.command()
@@ -246,7 +246,7 @@ def demo(
 
     Example: fedopt demo --rounds 50
     """
-    _guarded(lambda: _demo(rounds, out, engine, as_json, quiet), debug)
+    guarded(lambda: _demo(rounds, out, engine, as_json, quiet), debug)
 
 
 @app.command("list")
@@ -262,7 +262,7 @@ def list_(
 
     Example: fedopt list strategies
     """
-    _guarded(lambda: _list(kind, as_json), debug)
+    guarded(lambda: _list(kind, as_json), debug)
 
 
 @app.command()
@@ -283,7 +283,7 @@ def search(
 
     Example: fedopt search simulations/search/digits.toml --out runs/search
     """
-    _guarded(lambda: _search(arguments or [], out, as_json, quiet), debug)
+    guarded(lambda: _search(arguments or [], out, as_json, quiet), debug)
 
 
 @app.command()
@@ -292,7 +292,14 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
     Example: fedopt doctor
     """
-    _guarded(lambda: _doctor(as_json), debug)
+    guarded(lambda: _doctor(as_json), debug)
+
+
+MODULES: tuple[str, ...] = ()
+"""Modules of `fedopt.commands`; each has `register(app)`."""
+
+for _name in MODULES:
+    importlib.import_module(f"fedopt.commands.{_name}").register(app)
 
 
 def main() -> None:
@@ -304,35 +311,10 @@ def main() -> None:
     app()
 
 
-def _guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command; turn what goes wrong into a message and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        command()
-    except FedoptError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        for note in getattr(error, "__notes__", ()):
-            typer.echo(note, err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt as error:
-        typer.echo(str(error) or "interrupted", err=True)
-        raise typer.Exit(getattr(error, "exit_code", 130)) from None
-
-
-def _config(arguments: list[str]) -> Any:
-    """Return the configuration that a file and overrides give."""
-    from fedopt.config import load
-
-    path = arguments[0] if arguments and "=" not in arguments[0] else None
-    return load(path, arguments[1:] if path else arguments)
-
-
 def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    config = _config(arguments)
+    config = configuration(arguments)
     if out is not None:
-        _check_out(out)
+        check_out(out)
     from fedopt.analysis.progress import make_progress
     from fedopt.analysis.store import default_directory
     from fedopt.experiment import Experiment
@@ -350,7 +332,7 @@ def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, q
 
     directory = out or default_directory("runs", run_words(config))
     finished = execute(experiment, directory, make_progress(quiet, sys.stderr))
-    _show(finished.summary, as_json, quiet)
+    show_summary(finished.summary, as_json, quiet)
 
 
 def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
@@ -363,7 +345,7 @@ def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     summary = read_summary(run_dir) if (run_dir / SUMMARY_FILE).exists() else {}
     if summary.get("status") == "completed":
         typer.echo(f"{run_dir} is completed; nothing is left to do", err=True)
-        _show(summary, as_json, quiet)
+        show_summary(summary, as_json, quiet)
         return
     from fedopt.experiment import Experiment
     from fedopt.run import execute
@@ -371,7 +353,7 @@ def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
     experiment = Experiment.from_config(load(run_dir / "config.toml"))
     progress = make_progress(quiet, sys.stderr)
     finished = execute(experiment, run_dir, progress, resume=True)
-    _show(finished.summary, as_json, quiet)
+    show_summary(finished.summary, as_json, quiet)
 
 
 def _verify(
@@ -492,7 +474,7 @@ def _lr_range(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    config = _config(arguments)
+    config = configuration(arguments)
     from fedopt.analysis.plots import save_figure
     from fedopt.analysis.progress import make_progress
     from fedopt.lr_range import range_test
@@ -507,7 +489,7 @@ def _lr_range(
 
 
 def _schedule(arguments: list[str], out: Path) -> None:
-    config = _config(arguments)
+    config = configuration(arguments)
     from fedopt.analysis.plots import save_figure
     from fedopt.experiment import Experiment
     from fedopt.schedule_figure import draw_schedule
@@ -517,7 +499,7 @@ def _schedule(arguments: list[str], out: Path) -> None:
 
 def _demo(rounds: int, out: Path | None, engine: str, as_json: bool, quiet: bool) -> None:
     if out is not None:
-        _check_out(out)
+        check_out(out)
     from fedopt.demo import run_demo
 
     finished = run_demo(rounds, out, engine, quiet, sys.stderr)
@@ -576,7 +558,7 @@ def _list(kind: str | None, as_json: bool) -> None:
 
 
 def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) -> None:
-    config = _config(arguments)
+    config = configuration(arguments)
     from fedopt.analysis.progress import make_progress
     from fedopt.analysis.store import default_directory
     from fedopt.search_command import run_search
@@ -633,21 +615,6 @@ def _doctor(as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _show(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        from fedopt.analysis.store import to_json
-
-        typer.echo(to_json(summary), nl=False)
-    elif not quiet:
-        from rich.console import Console
-
-        from fedopt.analysis.summary import final_table
-
-        Console().print(final_table(summary))
-        directory = Path(str(summary["run_dir"]))
-        typer.echo(f"results: {directory}\nplot:    {directory / 'convergence.png'}")
-
-
 def _preview_text(facts: dict[str, Any], config: Any) -> str:
     lines = [f"{name}: {value}" for name, value in facts.items() if name != "config"]
     return "\n".join([config.to_toml(), *lines, "nothing was trained or written (--dry-run)"])
@@ -658,10 +625,3 @@ def _plain_default(field: Any) -> Any:
     if isinstance(default, tuple):
         return list(default)
     return default if isinstance(default, str | int | float | bool) else None
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that holds something, before any data is loaded."""
-    from fedopt.analysis.store import check_free
-
-    check_free(out)

@@ -29,6 +29,7 @@ OUTER = (
     "recorder",
     "results",
     "cli",
+    "commands",
     "demo",
     "doctor",
     "testing",
@@ -63,6 +64,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.recorder",
         "fedopt.results",
         "fedopt.cli",
+        "fedopt.commands",
         "fedopt.server",
     },
     "fedopt.server": {
@@ -73,6 +75,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.recorder",
         "fedopt.results",
         "fedopt.cli",
+        "fedopt.commands",
     },
     "fedopt.simulation": {
         "fedopt.analysis",
@@ -80,6 +83,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.recorder",
         "fedopt.results",
         "fedopt.cli",
+        "fedopt.commands",
     },
     "fedopt.analysis": {
         "flwr",
@@ -91,6 +95,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.recorder",
         "fedopt.results",
         "fedopt.cli",
+        "fedopt.commands",
     },
     "fedopt.config": {"torch", "flwr", "ray", "fedopt.client", "fedopt.server"},
     "fedopt.registry": {"torch", "flwr", "ray", "fedopt.client", "fedopt.server"},

@@ -1,0 +1,1 @@
+"""Commands of the command line in modules of their own; `fedopt.cli` registers them."""
