@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedopt.analysis.calibration import Calibration, measure_calibration
 from fedopt.data.population import Examples, Population
+from fedopt.data.site_population import RemotePopulation
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.seeds import generator
@@ -92,8 +93,9 @@ def validation_sample(population: Population, seed: int) -> Examples | None:
         The examples of at most `MOST_CLIENTS` clients in the order of the clients, cut at
         `MOST_EXAMPLES`; None where there are none.
     """
-    if not population.has_validation:
-        return None
+    other: object = population
+    if not population.has_validation or isinstance(other, RemotePopulation):
+        return None  # real clients keep their examples
     eligible = np.flatnonzero(population.sizes)
     count = min(MOST_CLIENTS, len(eligible))
     drawn = generator(seed, "temperature").choice(eligible, count, replace=False, shuffle=False)

@@ -8,6 +8,7 @@ imports neither torch nor Flower nor Ray.
 
 from __future__ import annotations
 
+import json
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from fedopt.schema import (
     CheckpointTable,
     ClipTable,
     CurriculumTable,
+    DeploymentTable,
     EngineTable,
     EvaluationTable,
     FailuresTable,
@@ -137,6 +139,7 @@ class Config:
     engine: EngineTable = field(default_factory=EngineTable)
     evaluation: EvaluationTable = field(default_factory=EvaluationTable)
     checkpoint: CheckpointTable = field(default_factory=CheckpointTable)
+    deployment: DeploymentTable = field(default_factory=DeploymentTable)
 
     TABLES: ClassVar[dict[str, type[Table]]] = {
         "local": LocalTable,
@@ -156,6 +159,7 @@ class Config:
         "engine": EngineTable,
         "evaluation": EvaluationTable,
         "checkpoint": CheckpointTable,
+        "deployment": DeploymentTable,
     }
 
     @property
@@ -258,7 +262,8 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
 
     Args:
         run_config: `config-file`, a TOML file's path; `overrides`, words `key=value` as on the
-            command line; `out`, which is not read here; and any dotted keys of fedopt's that the
+            command line; or `config`, a whole configuration as JSON; `out`, `sites` and `resume`,
+            which are not read here; and any dotted keys of fedopt's that the
             app declares. Flower lets a run override only what the app's pyproject.toml declares.
 
     Raises:
@@ -266,8 +271,10 @@ def from_run_config(run_config: Mapping[str, Any]) -> Config:
     """
     given: dict[str, Any] = {}
     for key, value in run_config.items():
-        if key not in ("config-file", "overrides", "out"):
+        if key not in ("config-file", "overrides", "out", "sites", "resume", "config"):
             _assign(given, key, value)
+    if run_config.get("config"):
+        return Config.from_tree(json.loads(str(run_config["config"])))
     file = run_config.get("config-file")
     words = shlex.split(str(run_config.get("overrides") or ""))
     return load(str(file) if file else None, words, **given)

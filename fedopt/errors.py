@@ -67,6 +67,10 @@ class ReplyError(RunError):
     """What a node answered is not what it was asked for, or not finite."""
 
 
+class TooFewClientsError(RunError):
+    """So few clients of a round answered that it has to be done again."""
+
+
 class NotFiniteError(RunError):
     """The server's model is not finite: training has diverged."""
 

@@ -40,6 +40,7 @@ from fedopt.client.shared_threshold import with_shared_threshold
 from fedopt.client.trainer import Engine, Trainer
 from fedopt.config import Config
 from fedopt.data.population import Examples, Population, build_population
+from fedopt.data.site_population import RemotePopulation, SitePopulation
 from fedopt.data.unseen import PartlyUnseen
 from fedopt.drift.population import Drift, DriftedPopulation
 from fedopt.errors import ConfigError
@@ -90,7 +91,15 @@ class Experiment:
         Raises:
             ConfigError: data, model, loss and configuration do not fit.
         """
-        population = configured_population(config)
+        return cls.over(config, configured_population(config))
+
+    @classmethod
+    def over(cls, config: Config, population: Population) -> Experiment:
+        """Return a configuration's experiment over a population, checked to fit together.
+
+        Raises:
+            ConfigError: data, model, loss and configuration do not fit.
+        """
         experiment = cls(config, population, model_factory(config, population), load_loss(config))
         experiment.check()
         return experiment
@@ -119,8 +128,7 @@ class Experiment:
         model = self.build_model().train()
         if not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return False
-        client = int(np.flatnonzero(self.population.sizes)[0])
-        one = torch.from_numpy(self.population.train(client)[0][:1].copy())
+        one = torch.from_numpy(self.stand_in(1).x)
         return not _takes(model, one) and _takes(model, one.repeat(2, *[1] * (one.dim() - 1)))
 
     def _pooled_steps(self, pool: PooledPopulation) -> int:
@@ -148,6 +156,9 @@ class Experiment:
     @cached_property
     def typical_size(self) -> int:
         """The mean number of examples of the clients that have any, rounded."""
+        told = getattr(self.population, "typical_size", None)
+        if told is not None:
+            return int(told)
         sizes = self.population.sizes
         return max(1, round(float(sizes.sum()) / max(1, int(np.count_nonzero(sizes)))))
 
@@ -172,6 +183,14 @@ class Experiment:
                 key="model.name",
             )
         return model.to(self.dtype)
+
+    def stand_in(self, count: int) -> Examples:
+        """Return examples to check shapes on, at most so many: of the first client that has any."""
+        population: object = self.population
+        if isinstance(population, RemotePopulation | SitePopulation):
+            return population.stand_in(count)
+        client = int(np.flatnonzero(self.population.sizes)[0])
+        return Examples(*(part[:count].copy() for part in self.population.train(client)))
 
     def trainer(self) -> Trainer:
         """Return what trains clients, on this machine's device."""
@@ -296,10 +315,7 @@ class Experiment:
     def _operations(self) -> float:
         """Return the floating-point operations of a gradient of one example."""
         model = self.build_model()
-        client = int(np.flatnonzero(self.population.sizes)[0])
-        inputs, targets = (
-            torch.from_numpy(part[:1].copy()) for part in self.population.train(client)
-        )
+        inputs, targets = (torch.from_numpy(part) for part in self.stand_in(1))
         model.eval()
         with FlopCounterMode(display=False) as counter:
             torch.autograd.backward(self.loss(model(inputs), targets))
@@ -603,11 +619,9 @@ class Experiment:
             )
 
     def _check_model(self) -> None:
-        client = int(np.flatnonzero(self.population.sizes)[0])
         model = self.build_model().eval()
         assert self.layout
-        examples = self.population.train(client)
-        inputs, targets = (torch.from_numpy(part[:2].copy()) for part in examples)
+        inputs, targets = (torch.from_numpy(part) for part in self.stand_in(2))
         try:
             with torch.no_grad():
                 output = model(inputs)
@@ -705,10 +719,9 @@ class Experiment:
             )
         model = self.build_model().eval()
         taps = Taps(KroneckerModel.of(model).layers)
-        client = int(np.flatnonzero(self.population.sizes)[0])
         try:
             with taps:
-                model(torch.from_numpy(self.population.train(client)[0][:2].copy()))
+                model(torch.from_numpy(self.stand_in(2).x))
             assert taps.inputs
         except UnsupportedModelError as error:
             name = self.config.optimizer.name

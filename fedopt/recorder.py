@@ -33,6 +33,7 @@ from fedopt.calibration import draw_reliability, final_calibration
 from fedopt.client.trainer import Reports, Status
 from fedopt.config import Config
 from fedopt.data.population import Examples
+from fedopt.data.site_population import RemotePopulation
 from fedopt.data.statistics import population_statistics
 from fedopt.errors import DiskFullError, RunError, unwritable
 from fedopt.experiment import Experiment, load_strategy
@@ -349,7 +350,9 @@ class Recorder:
         if is_late or (checkpoint.every and record.round % checkpoint.every == 0):
             self._checkpoint(record.round, checkpoint.keep)
         if self._keep:
-            self._snapshots[record.round] = self._snapshot(with_clients=True)
+            self._snapshots[record.round] = self._snapshot(
+                with_clients=not self.strategy.federation.is_real
+            )
 
     def finish(self) -> Run:
         """Write the results and return the run."""
@@ -629,6 +632,8 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         system=experiment.system,
         arrival=experiment.arrival,
         unseen=tuple(experiment.unseen.tolist()),
+        is_real=isinstance(experiment.population, RemotePopulation),
+        min_survivors=config.deployment.min_survivors,
         server_rule=server_rule(config),
         plateau=make_plateau(config),
         lr=base_lr(config),

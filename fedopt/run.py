@@ -12,13 +12,13 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
@@ -27,7 +27,7 @@ from fedopt.analysis.store import default_directory
 from fedopt.client.losses import Loss
 from fedopt.config import Choice, Config, from_run_config, load
 from fedopt.data import ListPopulation
-from fedopt.errors import ClientError, ConfigError
+from fedopt.errors import ClientError, ConfigError, TooFewClientsError
 from fedopt.experiment import (
     Experiment,
     ModelFactory,
@@ -42,6 +42,7 @@ from fedopt.recorder import Recorder, make_strategy
 from fedopt.registry import Options, get
 from fedopt.results import Run
 from fedopt.server.evaluation import Evaluator
+from fedopt.server.placing import Hosting
 from fedopt.server.rounds import is_due
 from fedopt.server.strategy import FederatedStrategy
 from fedopt.single_thread import single_thread
@@ -49,6 +50,9 @@ from fedopt.single_thread import single_thread
 __all__ = ["Run", "execute", "in_memory", "preview", "server_app", "simulate", "train"]
 
 log = logging.getLogger("fedopt")
+
+ROUND_ATTEMPTS = 3
+"""How often a round is begun of which too many real clients are lost."""
 
 
 def simulate(
@@ -258,12 +262,21 @@ def drive_round(
 
     Raises:
         InterruptedRunError: a signal came before the round, or while clients trained.
+        TooFewClientsError: of real clients, too few answered, again and again.
     """
-    interruption.check()
-    with interruption.anywhere() if strategy.can_drop_rounds else nullcontext():
-        messages = strategy.configure_train(round, arrays, config, grid)
-        replies = grid.send_and_receive(messages)
-    new_arrays, _ = strategy.aggregate_train(round, replies)
+    new_arrays = None
+    for attempt in range(1, ROUND_ATTEMPTS + 1):
+        interruption.check()
+        with interruption.anywhere() if strategy.can_drop_rounds else nullcontext():
+            replies = _trained(strategy, round, arrays, config, grid)
+        try:
+            new_arrays, _ = strategy.aggregate_train(round, replies)
+            break
+        except TooFewClientsError as error:
+            if not isinstance(grid, Hosting) or attempt == ROUND_ATTEMPTS:
+                raise
+            log.warning("%s; the round is done again", error)
+            grid.wait_for_clients(strategy.federation.min_survivors)
     assert new_arrays is not None
     questions = list(strategy.configure_evaluate(round, new_arrays, config, grid))
     if questions:
@@ -271,16 +284,31 @@ def drive_round(
     return new_arrays
 
 
+def _trained(
+    strategy: FederatedStrategy, round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+) -> Iterable[Message]:
+    """Have the cohort of a round trained; return the replies."""
+    if isinstance(grid, Hosting):
+        grid.refresh()
+    return grid.send_and_receive(strategy.configure_train(round, arrays, config, grid))
+
+
 def server_app() -> ServerApp:
     """Return a Flower ServerApp that runs the configuration in Flower's run config.
 
     The run config has fedopt's dotted keys, `config-file` (a TOML file that they override) and
-    `out` (the run's folder; default: a new one in `runs/`).
+    `out` (the run's folder; default: a new one in `runs/`). With `sites = true` the nodes are real
+    clients with their own data (`fedopt.deployed`); else each of them has all of the data.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        if context.run_config.get("sites"):
+            from fedopt.deployed import run_on_sites
+
+            run_on_sites(grid, context.run_config)
+            return
         config = from_run_config(context.run_config)
         experiment = Experiment.from_config(config)
         out = str(context.run_config.get("out") or "")

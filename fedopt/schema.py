@@ -624,6 +624,50 @@ class EvaluationTable(Table):
         return self
 
 
+class DeploymentTable(Table):
+    """Real clients: whom the server waits for, and how long; no effect in a simulation."""
+
+    min_clients: int = Field(
+        1,
+        ge=1,
+        description="clients that must be connected before the first round, >= 1; `fedopt deploy "
+        "submit` asks for all of the deployment's unless this is given",
+    )
+    min_survivors: int = Field(
+        1,
+        ge=1,
+        description="updates without which a round is done again, once enough clients are "
+        "connected, >= 1",
+    )
+    wait_seconds: float = Field(
+        600.0, gt=0, description="how long the server waits for that many clients, in seconds, > 0"
+    )
+    round_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="deadline of a round's replies in seconds, > 0; who is later is lost for the "
+        "round",
+    )
+    secure: bool = Field(
+        False,
+        description="secure aggregation: the server learns the sum of the updates and no single "
+        "one (Bonawitz et al. 2017)",
+    )
+    secure_threshold: float = Field(
+        0.66,
+        gt=0.5,
+        le=1,
+        description="share of a round's clients that must stay to its end for the sum to be "
+        "learnt, in (0.5, 1]",
+    )
+    secure_range: float = Field(
+        16.0,
+        gt=0,
+        description="largest absolute value that a weighted update's scalar may have in the fixed "
+        "point numbers of secure aggregation, > 0; larger ones are refused, not cut",
+    )
+
+
 class CheckpointTable(Table):
     """Checkpoints in the run's folder."""
 

@@ -248,6 +248,10 @@ def settled(algorithm: LocalAlgorithm, update: ClientUpdate, state: Vectors) -> 
     return found
 
 
+NOISE = "channel.noise"
+"""Purpose of the draws that protect clients."""
+
+
 @dataclass(frozen=True)
 class Senders:
     """A group of clients that is about to send its updates.
@@ -257,16 +261,20 @@ class Senders:
         round: communication round, from 1.
         clients: ids, one a row of the update.
         cohort: clients sampled in the round, >= 1.
+        secret: seed of the noise that protects the clients; None for the run's, which in a
+            simulation is as good, but which a real server knows.
     """
 
     seed: int
     round: int
     clients: Sequence[int]
     cohort: int
+    secret: int | None = None
 
     def generators(self, purpose: str) -> list[torch.Generator]:
         """Return each client's own generator for a purpose, on the CPU."""
-        return [torch_generator(self.seed, purpose, self.round, c) for c in self.clients]
+        seed = self.secret if purpose == NOISE and self.secret is not None else self.seed
+        return [torch_generator(seed, purpose, self.round, c) for c in self.clients]
 
 
 def sent(

@@ -7,14 +7,18 @@ the run's experiment; elsewhere it builds one from the configuration in the mess
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedopt.client.algorithm import state_scalars
 from fedopt.client.messages import UNSEEN, decode_request, encode_outcome, integer, text
-from fedopt.client.state import RowFile
+from fedopt.client.rows import RowFolder
+from fedopt.client.site import Others, Site, told
+from fedopt.client.state import ClientRows, RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
 from fedopt.data.population import Examples
@@ -37,16 +41,35 @@ class Node:
 
     def __init__(self, experiment: Experiment | None) -> None:
         self._experiment = experiment
+        self._site: Site | None = None
+        self._others: Others | None = None
         self._source: str | None = None
+        self._told: str | None = None
         self._trainer: Trainer | None = None
         self._evaluator: Evaluator | None = None
         self._test: Examples | None = None
         self._scratch = Scratch()
 
+    def join(self, node_config: Mapping[str, Any]) -> None:
+        """Become the client that a SuperNode's configuration describes, where it does."""
+        if self._experiment is None and self._site is None:
+            self._site = Site.of(node_config)
+
+    def describe(self, message: Message) -> Message:
+        """Tell which client this node is, and the shape of its data."""
+        config = message.content.config_records["config"]
+        if self._site is None:
+            told = ConfigRecord({"refused": "the node has no data-path in its node-config"})
+        else:
+            source = text(config, "experiment")
+            assert source is not None
+            told = self._site.facts(Config.from_tree(json.loads(source)))
+        return Message(RecordDict({"site": told}), reply_to=message)
+
     def train(self, message: Message) -> Message:
         """Train the blocks that a message names."""
         request = decode_request(message.content)
-        trainer = self._prepare(request.experiment)[1]
+        trainer = self._prepare(message.content.config_records["config"])[1]
         layout = trainer.engine.layout
         device = torch.device(self._config.engine.device)
         state = layout.state(request.arrays, self._scratch.take(layout.size, layout.dtype))
@@ -66,21 +89,29 @@ class Node:
             if request.changes_path is None
             else RowFile(request.changes_path, ("delta",), (layout.size,), layout.dtype),
         )
-        return Message(encode_outcome(outcome), reply_to=message)
+        content = encode_outcome(outcome)
+        if self._site is not None:
+            self._site.settle(request, rows)
+            content = told(outcome, self._site, self._config)
+        return Message(content, reply_to=message)
 
-    def _rows(self, trainer: Trainer, path: str | None) -> RowFile | None:
-        """Return the file of client state, where there is one."""
+    def _rows(self, trainer: Trainer, path: str | None) -> ClientRows | None:
+        """Return where client state is, where there is any: a real client's on its own volume."""
         if path is None:
             return None
         fields = trainer.algorithm.state_fields
         sizes = tuple(trainer.vector_size(name) for name in fields)
         scalars = state_scalars(trainer.algorithm)
-        return RowFile(path, fields, sizes, trainer.engine.layout.dtype, scalars)
+        dtype = trainer.engine.layout.dtype
+        if self._site is None or self._others is None:
+            return RowFile(path, fields, sizes, dtype, scalars)
+        folder = self._site.run_folder(self._others.run_key) / "rows"
+        return RowFolder(folder, fields, sizes, dtype, scalars)
 
     def evaluate(self, message: Message) -> Message:
         """Evaluate the model on a split of the data of the clients that a message names."""
         config = message.content.config_records["config"]
-        experiment, trainer = self._prepare(text(config, "experiment"))
+        experiment, trainer = self._prepare(config)
         evaluator, state = self._evaluation(message)
         clients = integers(config, "clients")
         kept, part = {}, experiment.personal
@@ -111,7 +142,7 @@ class Node:
     def evaluate_test(self, message: Message) -> Message:
         """Evaluate the model on the batches of the test set that a message names."""
         config = message.content.config_records["config"]
-        experiment = self._prepare(text(config, "experiment"))[0]
+        experiment = self._prepare(config)[0]
         evaluator, state = self._evaluation(message)
         if "drift-round" in config:
             test = experiment.drifted_test(integer(config, "drift-round"))
@@ -124,7 +155,7 @@ class Node:
     def batch_statistics(self, message: Message) -> Message:
         """Compute BatchNorm's statistics of the model on the clients that a message names."""
         config = message.content.config_records["config"]
-        experiment = self._prepare(text(config, "experiment"))[0]
+        experiment = self._prepare(config)[0]
         evaluator, state = self._evaluation(message)
         round = integer(config, "server-round")
         population = experiment.population_at(round)
@@ -153,17 +184,27 @@ class Node:
         assert self._experiment is not None
         return self._experiment.config
 
-    def _prepare(self, source: str | None) -> tuple[Experiment, Trainer]:
+    def _prepare(self, told: ConfigRecord) -> tuple[Experiment, Trainer]:
         """Return experiment and trainer, built where the message brings a new configuration."""
-        stale = self._source is not None and source != self._source
-        if self._experiment is None or stale:
+        source, others = text(told, "experiment"), text(told, "others")
+        is_stale = self._source is not None and (source, others) != (self._source, self._told)
+        if self._experiment is None or is_stale:
             if source is None:
                 raise ConfigError("the message brings no experiment, and the node has none")
-            self._experiment = Experiment.from_config(Config.from_tree(json.loads(source)))
-            self._source, self._trainer, self._evaluator = source, None, None
-            self._test = None
+            config = Config.from_tree(json.loads(source))
+            if self._site is None:
+                self._experiment = Experiment.from_config(config)
+            elif others is None:
+                raise ConfigError("the message tells nothing of the other clients", key="others")
+            else:
+                self._others = Others.of(others)
+                self._experiment = self._site.experiment(config, self._others)
+            self._source, self._told = source, others
+            self._trainer, self._evaluator, self._test = None, None, None
         if self._trainer is None:
             self._trainer = self._experiment.trainer()
+            if self._site is not None and self._others is not None:
+                self._trainer.secret = self._site.noise_seed(self._others.run_key)
         return self._experiment, self._trainer
 
 
@@ -177,24 +218,17 @@ def client_app(experiment: Experiment | None = None) -> ClientApp:
     app = ClientApp()
     node = Node(experiment)
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        return node.train(message)
+    def answered(answer: Callable[[Message], Message]) -> Callable[[Message, Context], Message]:
+        def handler(message: Message, context: Context) -> Message:
+            torch.set_num_threads(1)
+            node.join(context.node_config)
+            return answer(message)
 
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        return node.evaluate(message)
+        return handler
 
-    @app.evaluate("test")
-    def evaluate_test(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        return node.evaluate_test(message)
-
-    @app.evaluate("batch_norm")
-    def batch_norm(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        return node.batch_statistics(message)
-
+    app.train()(answered(node.train))
+    app.evaluate()(answered(node.evaluate))
+    app.evaluate("test")(answered(node.evaluate_test))
+    app.evaluate("batch_norm")(answered(node.batch_statistics))
+    app.query("describe")(answered(node.describe))
     return app

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fedopt.client.algorithm import (
+    NOISE,
     PARAMETERS,
     ClientUpdate,
     LocalAlgorithm,
@@ -262,7 +263,7 @@ class ChannelLocal(WrappedAlgorithm):
             found[BELOW_NORM] = (norms <= norm).to(delta).sub_(0.5).unsqueeze(1)
         if channel.noise is None:
             return found
-        draws = senders.generators("channel.noise")
+        draws = senders.generators(NOISE)
         share = 1 / math.sqrt(senders.cohort)
         sent = channel.part.take(found["delta"])
         noise = _gaussian(sent, draws).mul_(channel.noise.update * norm * share)

@@ -41,6 +41,7 @@ class TrainRequest:
         blocks_of_round: blocks of each of the round's sums, on this node and on others.
         cohort: clients of the round, on this node and on others.
         changes_path: file for each client's change, or None where the reply brings them.
+        held: rows of state that a real client still needs; None says nothing of them.
     """
 
     round: int
@@ -53,6 +54,7 @@ class TrainRequest:
     blocks_of_round: Sequence[int]
     cohort: int
     changes_path: str | None = None
+    held: Sequence[int] | None = None
 
 
 def encode_request(
@@ -116,6 +118,7 @@ def decode_request(content: RecordDict) -> TrainRequest:
         blocks_of_round=integers(config, "blocks-of-round"),
         cohort=integer(config, "cohort"),
         changes_path=text(config, "changes-path"),
+        held=integers(config, "state-held") if "state-held" in config else None,
     )
 
 

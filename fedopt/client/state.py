@@ -10,11 +10,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedopt.errors import unwritable
+
+
+class ClientRows(Protocol):
+    """Where the state of clients is read from and written to."""
+
+    def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the fields of some rows; row -1 is all zeros."""
+
+    def write(self, rows: Sequence[int], state: Mapping[str, Tensor]) -> None:
+        """Write the fields of some rows."""
 
 
 @dataclass(frozen=True)

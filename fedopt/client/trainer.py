@@ -40,7 +40,7 @@ from fedopt.client.plan import ClientPlan, LocalWork, plan_clients
 from fedopt.client.rates import RatePlan
 from fedopt.client.scoring import ExampleScorer
 from fedopt.client.stacked_batches import group_padding
-from fedopt.client.state import RowFile
+from fedopt.client.state import ClientRows, RowFile
 from fedopt.client.sums import BlockSums, SumTree, add_weighted
 from fedopt.client.thrift import Trains, train_thriftily
 from fedopt.data.population import Examples, Population
@@ -237,6 +237,7 @@ class Trainer:
     Attributes:
         raises: whether what a client's training raises is raised here, rather than reported.
         only: the one client to train, to the bits that it has among the others; None: all.
+        secret: seed of the noise that protects clients, where it is not the run's; see `Senders`.
     """
 
     def __init__(
@@ -271,6 +272,7 @@ class Trainer:
         self._cohort = 1
         self.raises = False
         self.only: int | None = None
+        self.secret: int | None = None
         self._changes: RowFile | None = None
         self._lr_scale = 1.0
         self._scratch = Scratch()
@@ -281,7 +283,7 @@ class Trainer:
         blocks: Sequence[Block],
         start: ModelState,
         broadcast: Vectors,
-        rows: RowFile | None,
+        rows: ClientRows | None,
         blocks_of_round: int | Sequence[int],
         lr_scale: float = 1.0,
         cohort: int | None = None,
@@ -360,7 +362,7 @@ class Trainer:
         group: Sequence[Placed],
         start: ModelState,
         broadcast: Vectors,
-        rows: RowFile | None,
+        rows: ClientRows | None,
         sums: BlockSums,
         outcome: TrainingOutcome,
     ) -> None:
@@ -430,12 +432,12 @@ class Trainer:
     ) -> ClientUpdate:
         """Return what arrives of a group's update."""
         clients = [plan.client for plan in plans]
-        senders = Senders(self._seed, round, clients, self._cohort)
+        senders = Senders(self._seed, round, clients, self._cohort, self.secret)
         if self._hostility is not None:
             update = self._hostility.update(update, senders)
         return sent(self.algorithm, update, broadcast, state, senders)
 
-    def _read(self, rows: RowFile | None, block: Block, kept: Sequence[int]) -> Vectors:
+    def _read(self, rows: ClientRows | None, block: Block, kept: Sequence[int]) -> Vectors:
         """Return the state of the clients at some places of a block, on the training device."""
         if rows is None:
             return {}
@@ -497,7 +499,7 @@ class Trainer:
         block: Block,
         result: LocalResult,
         update: ClientUpdate,
-        rows: RowFile | None,
+        rows: ClientRows | None,
         sums: BlockSums,
         outcome: TrainingOutcome,
         shares: Sequence[float] | None = None,

@@ -196,7 +196,7 @@ class ArrayPopulation:
         """Return examples over `x` and `y`, fresh arrays that may be changed in place."""
         kind = self._dtype if self.classes is None else np.dtype(np.int64)
         if self._takes_integers:
-            return Examples(_whole(x), y.astype(kind, copy=False))
+            return Examples(whole(x), y.astype(kind, copy=False))
         inputs = x.astype(self._dtype, copy=False)
         if self._dataset.scale != 1.0:
             inputs *= self._dtype.type(self._dataset.scale)
@@ -205,7 +205,7 @@ class ArrayPopulation:
         return Examples(inputs, y.astype(kind, copy=False))
 
 
-def _whole(x: AnyArray) -> IntArray:
+def whole(x: AnyArray) -> IntArray:
     """Return inputs as int64, which an embedding looks up.
 
     Raises:

@@ -94,6 +94,41 @@ class FilesOptions(DatasetOptions):
     )
 
 
+class SitesOptions(DatasetOptions):
+    """Options of `sites`: folders of clients with their own data."""
+
+    path: str | None = Field(
+        None,
+        description="Folder with a folder for each client, and optionally one called test, for a "
+        "simulation; real clients read their own folder, and this is not used.",
+    )
+    target: str | None = Field(
+        None,
+        description="Column of a table that holds the label or regression target. Unset: the first "
+        "of label, y, target, class that there is.",
+    )
+    columns: tuple[str, ...] = Field(
+        (),
+        description="Columns of a table that are inputs, in this order. Empty: all but the "
+        "target, in the table's order.",
+    )
+    labels: tuple[str, ...] = Field(
+        (),
+        description="Names of the classes in the order of their numbers; needed where labels are "
+        "names, as with images in a folder for each class.",
+    )
+    classes: int | None = Field(
+        None,
+        ge=2,
+        description="Number of classes, >= 2. Unset: one more than the largest label of any "
+        "client.",
+    )
+    scale: float | None = Field(
+        None, gt=0, description="Inputs become x * scale + shift. Unset: 1, or 1/255 for images."
+    )
+    shift: float | None = Field(None, description="Added after scaling. Unset: 0.")
+
+
 class SyntheticOptions(DatasetOptions):
     """Options of `synthetic`, Synthetic(alpha, beta)."""
 
@@ -264,6 +299,14 @@ _dataset(
     FilesOptions,
     "Your own arrays: an .npz file, or a folder of .npy files read memory-mapped.",
     "numpy's NPY format; MedMNIST's key names (Yang et al., 2023)",
+)
+
+_dataset(
+    "sites",
+    "site_population:load_sites",
+    SitesOptions,
+    "Clients with a folder each: .npz, CSV, Parquet, or images by class; simulated or real.",
+    "docs/deployment.md",
 )
 
 _partition(

@@ -95,6 +95,11 @@ def load_dataset(name: str, seed: int = 0, **options: object) -> Dataset:
             "fedopt.data.build_population or fedopt.data.SyntheticPopulation.",
             key="data.name",
         )
+    if name == "sites":
+        raise ConfigError(
+            '"sites" has its arrays client by client; use fedopt.data.build_population.',
+            key="data.name",
+        )
     entry, checked = read_options("datasets", name, options)
     loader = cast(Callable[[DatasetOptions, int], Dataset], entry.load())
     return loader(cast(DatasetOptions, checked), seed)

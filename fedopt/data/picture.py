@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedopt.data.partitioners import IntArray
 from fedopt.data.protocol import Population
-from fedopt.data.statistics import label_matrix
+from fedopt.data.statistics import label_matrix, tells_labels
 
 # Okabe and Ito (2008) and Petroff (2021): told apart with any colour vision.
 _OKABE_ITO = [
@@ -43,7 +43,7 @@ def draw_population(population: Population, path: str | Path, limit: int = 100) 
         ConfigError: the limit is below 1.
         OSError: the file cannot be written.
     """
-    if population.classes is None:
+    if population.classes is None or not tells_labels(population):
         figure = Figure(figsize=(4.2, 3.4), layout="constrained")
         _draw_sizes(figure.subplots(), population.sizes)
     else:

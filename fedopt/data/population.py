@@ -10,6 +10,7 @@ from fedopt.data.catalogue import (
     DatasetOptions,
     NaturalOptions,
     PartitionOptions,
+    SitesOptions,
     SyntheticOptions,
     SyntheticPartitionOptions,
 )
@@ -17,6 +18,7 @@ from fedopt.data.dataset import Dataset
 from fedopt.data.memory import ListPopulation
 from fedopt.data.partitioners import AnyArray, deal
 from fedopt.data.protocol import Dtype, Examples, Population, check_dtype
+from fedopt.data.site_population import load_sites
 from fedopt.data.synthetic import SyntheticPopulation
 from fedopt.errors import ConfigError
 from fedopt.registry import Options
@@ -72,6 +74,14 @@ def build_population(
             'synthetic data makes its own devices. Write "synthetic" for both, or for neither.',
             key="partition.name",
         )
+    if isinstance(data_options, SitesOptions):
+        if not isinstance(partition_options, NaturalOptions):
+            raise ConfigError(
+                f'data.name = "sites" does not go with partition.name = "{partition_name}": its '
+                'clients have their own data. Write partition.name = "natural".',
+                key="partition.name",
+            )
+        return load_sites(data_options, seed, dtype)
     if isinstance(data_options, SyntheticOptions):
         devices = cast(SyntheticPartitionOptions, partition_options).clients
         return SyntheticPopulation(data_options, devices, seed, dtype)

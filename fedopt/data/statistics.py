@@ -17,6 +17,11 @@ from fedopt.seeds import generator
 FloatArray = npt.NDArray[np.float64]
 
 
+def tells_labels(population: Population) -> bool:
+    """Return whether the clients have labels, and these can be counted here."""
+    return population.classes is not None and getattr(population, "tells_labels", True)
+
+
 def population_statistics(population: Population, limit: int = 1000) -> dict[str, object]:
     """Return sizes and label skew as plain values that JSON takes.
 
@@ -26,8 +31,9 @@ def population_statistics(population: Population, limit: int = 1000) -> dict[str
 
     Returns:
         `clients`; `examples`; `sizes` with min, quarter, median, three_quarters, max, mean,
-        empty (training examples per client); and `label_skew`, None for regression, with
-        clients_used, total_variation and hellinger (weighted mean over clients of the distance
+        empty (training examples per client); and `label_skew`, None for regression and for
+        real clients, with clients_used, total_variation and hellinger (weighted mean over
+        clients of the distance
         between the client's label distribution and the pooled one; 0: identical, 1: disjoint)
         and iid_total_variation and iid_hellinger, the same for one random dealing of the same
         labels into the same sizes: what chance alone gives.
@@ -49,7 +55,7 @@ def population_statistics(population: Population, limit: int = 1000) -> dict[str
             "mean": float(sizes.mean()),
             "empty": int(np.count_nonzero(sizes == 0)),
         },
-        "label_skew": None if population.classes is None else _label_skew(population, limit),
+        "label_skew": _label_skew(population, limit) if tells_labels(population) else None,
     }
 
 

@@ -47,8 +47,8 @@ class ClientStateStore:
         kept = dict(checkpoints or {})
         self._index: dict[int, int] = dict(kept[max(kept)]) if kept else {}
         self._pending: dict[int, int] = {}
-        self._kept = {round: frozenset(index.values()) for round, index in kept.items()}
-        self._held: frozenset[int] = frozenset().union(*self._kept.values())
+        self._kept = {round: dict(index) for round, index in kept.items()}
+        self._held = self._rows_kept()
         self._next = max(self._held, default=-1) + 1
         self._free = [row for row in range(self._next) if row not in self._held]
 
@@ -78,14 +78,14 @@ class ClientStateStore:
             os.fsync(fd)
         finally:
             os.close(fd)
-        self._kept[round] = frozenset(self._index.values())
-        self._held = frozenset().union(*self._kept.values())
+        self._kept[round] = dict(self._index)
+        self._held = self._rows_kept()
         return dict(self._index)
 
     def release(self, round: int) -> None:
         """Give up the rows that a checkpoint alone held."""
-        gone = self._kept.pop(round, frozenset())
-        self._held = frozenset().union(*self._kept.values())
+        gone = set(self._kept.pop(round, {}).values())
+        self._held = self._rows_kept()
         self._free.extend(sorted(gone - self._held - set(self._index.values())))
 
     def copy_rows(self, source: Path) -> None:
@@ -110,9 +110,18 @@ class ClientStateStore:
         """Return the rows of some clients' committed state, -1 where there is none."""
         return [self._index.get(client, -1) for client in clients]
 
+    def held(self, clients: Sequence[int]) -> list[int]:
+        """Return the rows of some clients that may still be read: of now and of checkpoints."""
+        indices = (self._index, *self._kept.values())
+        return sorted({index[c] for index in indices for c in clients if c in index})
+
     def clients(self) -> list[int]:
         """Return the clients that have a committed state, ascending."""
         return sorted(self._index)
+
+    def _rows_kept(self) -> frozenset[int]:
+        """Return the rows that checkpoints name."""
+        return frozenset(row for index in self._kept.values() for row in index.values())
 
     def _take(self) -> int:
         if self._free:

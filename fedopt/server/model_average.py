@@ -25,6 +25,7 @@ from fedopt.models.layout import ModelState
 from fedopt.optim.averaging import WeightAverage
 from fedopt.records import from_record, integers, to_record
 from fedopt.schema import ServerSwaTable
+from fedopt.server.placing import shares
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
@@ -137,12 +138,11 @@ def with_statistics(
     """
     if not places:
         return state
-    nodes = sorted(grid.get_node_ids())
     messages = []
-    for position, node in enumerate(nodes[: len(clients)]):
+    for node, share in shares(grid, clients).items():
         own = ConfigRecord(dict(config))
         own["server-round"] = round
-        own["clients"] = clients[position :: len(nodes)]
+        own["clients"] = share
         content = RecordDict({"arrays": arrays, "config": own})
         messages.append(Message(content, dst_node_id=node, message_type="evaluate.batch_norm"))
     found: dict[int, tuple[int, Tensor]] = {}

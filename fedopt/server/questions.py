@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedopt.client.messages import content_of, encode_evaluation
 from fedopt.client.state import RowFile
 from fedopt.server.client_store import ClientStateStore
+from fedopt.server.placing import shares
 
 
 def questions(
@@ -27,8 +28,6 @@ def questions(
 
     With a store, clients use what they keep of the model.
     """
-    nodes = sorted(grid.get_node_ids())
-    shares = [clients[i :: len(nodes)].tolist() for i in range(len(nodes))]
     return [
         Message(
             encode_evaluation(round, share, arrays, config, split, *_kept_rows(store, share)),
@@ -36,8 +35,7 @@ def questions(
             message_type=MessageType.EVALUATE,
             group_id=str(round),
         )
-        for node, share in zip(nodes, shares, strict=True)
-        if share
+        for node, share in shares(grid, clients.tolist()).items()
     ]
 
 

@@ -73,6 +73,9 @@ class Federation:
         system: devices and policy of rounds on the virtual clock, or None without one.
         arrival: who is there by which round, or None for all.
         unseen: ids of the clients that never train and are evaluated, ascending.
+        is_real: whether clients are real: each a node of its own, which may go away, so that an
+            error of a node counts as its client's.
+        min_survivors: updates without which a round has to be done again, >= 1.
         server_rule: the server's optimizer, or None for the strategy's own step.
         plateau: lowers the learning rates when its metric no longer improves, or None.
         lr: learning rate that `plateau` begins with.
@@ -105,6 +108,8 @@ class Federation:
     system: SystemPlan | None = None
     arrival: Arrival | None = None
     unseen: tuple[int, ...] = ()
+    is_real: bool = False
+    min_survivors: int = 1
     server_rule: ServerRule | None = None
     plateau: Plateau | None = None
     lr: float = 1.0

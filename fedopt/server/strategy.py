@@ -52,6 +52,7 @@ from fedopt.errors import (
     NotFiniteError,
     ReplyError,
     RunError,
+    TooFewClientsError,
 )
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.records import from_record, to_record
@@ -66,6 +67,7 @@ from fedopt.server.client_store import ClientStateStore
 from fedopt.server.cohorts import Cohorts
 from fedopt.server.evaluation import over_clients
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
+from fedopt.server.placing import hosts_of, placed
 from fedopt.server.questions import answers, questions
 from fedopt.server.replies import Expected, FailureCounts, is_finite
 from fedopt.server.rounds import Federation, RoundRecord, RoundSums, is_due
@@ -309,10 +311,7 @@ class FederatedStrategy(Strategy):
         arrays, broadcast = self._sent_down(server_round, arrays, vectors)
         state = self.store.file if self.store else None
         lr_scale = self.lr_scale(server_round)
-        nodes = sorted(grid.get_node_ids())
-        if not nodes:
-            raise RunError("no node is connected")
-        self._dealt = deal(self._blocks, nodes, self._pace.seconds)
+        self._dealt = self._deal(grid)
         return [
             Message(
                 encode_request(
@@ -322,7 +321,7 @@ class FederatedStrategy(Strategy):
                     broadcast,
                     state,
                     lr_scale,
-                    config,
+                    self._told(config, blocks),
                     self._trees,
                     self._cohort_size,
                     self._spool.file if self._spool is not None else None,
@@ -333,6 +332,23 @@ class FederatedStrategy(Strategy):
             )
             for node, blocks in self._dealt.items()
         ]
+
+    def _deal(self, grid: Grid) -> Mapping[int, Sequence[Block]]:
+        """Return node -> its blocks: by load, or to where the clients are."""
+        hosts = hosts_of(grid)
+        if hosts is not None:
+            return placed(self._blocks, hosts)
+        nodes = sorted(grid.get_node_ids())
+        if not nodes:
+            raise RunError("no node is connected")
+        return deal(self._blocks, nodes, self._pace.seconds)
+
+    def _told(self, config: ConfigRecord, blocks: Sequence[Block]) -> ConfigRecord:
+        """Return what a node's message holds besides; a real client's also what state to keep."""
+        if self.store is None or not self.federation.is_real:
+            return config
+        clients = [client for block in blocks for client in block.clients]
+        return ConfigRecord({**config, "state-held": self.store.held(clients)})
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -539,6 +555,8 @@ class FederatedStrategy(Strategy):
         """Whether all client state fits easily into memory (64 MiB)."""
         if self.store is None:
             return True
+        if self.federation.is_real:  # the rows are with the clients
+            return False
         return len(self.store.clients()) * self.store.file.row_nbytes <= 64 * 2**20
 
     def prepare(
@@ -645,8 +663,11 @@ class FederatedStrategy(Strategy):
         """
         blocks = self._dealt.get(reply.metadata.src_node_id, self._blocks)
         sizes = {name: self._vector_size(name) for name in self.algorithm.terms}
+        is_lost = self.federation.is_real and reply.has_error()
         layout, examples = self.layout, self.federation.sizes
         expected = Expected(blocks, sizes, layout.buffer_size, examples, layout.size)
+        if is_lost:
+            return expected.refused(reply.error.reason or "its node does not answer")
         try:
             return expected.outcome(reply)
         except ReplyError as error:
@@ -709,6 +730,12 @@ class FederatedStrategy(Strategy):
         if self._scheduler is not None:
             totals = [RoundSums(dict(t.terms), t.buffers, t.weight, t.count) for t in tree.roots]
             return self._scheduler.received(server_round, totals, parameters, self._nothing)
+        arrived, wanted = sum(root.count for root in tree.roots), self.federation.min_survivors
+        if self.federation.is_real and self._blocks and arrived < wanted:
+            raise TooFewClientsError(
+                f"round {server_round}: {arrived} of {self._cohort_size} updates arrived, "
+                f"deployment.min_survivors is {wanted}"
+            )
         is_private = self.federation.privacy is not None
         # A cohort that chance left empty, or that failed: its noise is due all the same.
         if not self._blocks or (is_private and not tree.roots[0].count):
