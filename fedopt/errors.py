@@ -36,6 +36,10 @@ class DataError(ConfigError):
     """The data cannot be used: missing file, wrong shape, NaN. Exit code 2."""
 
 
+class UndescribedDataError(DataError):
+    """Data that a run's configuration must say more of: which column, which names of classes."""
+
+
 class ClientError(FedoptError):
     """Local training of one client failed.
 

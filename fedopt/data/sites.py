@@ -26,7 +26,7 @@ from fedopt.atomic import write_atomically
 from fedopt.data.catalogue import SitesOptions
 from fedopt.data.dataset import check_arrays, check_labels, check_values
 from fedopt.data.partitioners import AnyArray
-from fedopt.errors import DataError, did_you_mean
+from fedopt.errors import DataError, UndescribedDataError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +241,7 @@ def _target_column(frame: pd.DataFrame, options: SitesOptions, path: Path) -> st
             f"One of: {', '.join(names)}."
         )
     if not wanted:
-        raise DataError(
+        raise UndescribedDataError(
             f"{path}: no column is called {', '.join(LABEL_COLUMNS)}; say with data.target which "
             f"one of {', '.join(names)} is the target"
         )
@@ -313,7 +313,7 @@ def _codes(names: AnyArray, options: SitesOptions, where: str) -> AnyArray:
     found = sorted(set(names.tolist()))
     if not known:
         shown = ", ".join(f'"{name}"' for name in found[:10])
-        raise DataError(
+        raise UndescribedDataError(
             f"{where}: classes have names ({shown}); list all names of the federation in "
             "data.labels, so that every client numbers them alike"
         )
@@ -377,8 +377,8 @@ def _check_alike(part: _Part, other: _Part, where: str) -> None:
 
 def write_site(
     folder: Path,
-    train: tuple[AnyArray, AnyArray],
-    validation: tuple[AnyArray, AnyArray] | None,
+    train: Sequence[AnyArray],
+    validation: Sequence[AnyArray] | None,
     classes: int | None,
 ) -> None:
     """Write a client's folder of `.npz` files, which `load_site` reads back to the bit.
