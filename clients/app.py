@@ -1,5 +1,5 @@
 """The Flower ClientApp of this project: what each SuperNode runs."""
 
-from fedopt.client.app import client_app
+from fedopt.client.resident import resident_app
 
-app = client_app()
+app = resident_app()

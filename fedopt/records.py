@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
 _STYPE = "numpy.ndarray"
@@ -53,6 +53,13 @@ class TensorArray(Array):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+
+def serialise(content: RecordDict) -> None:
+    """Turn the arrays of a content into bytes, as they travel: who reads them needs no torch."""
+    for record in content.array_records.values():
+        for name, array in record.items():
+            record[name] = Array(array.dtype, array.shape, array.stype, array.data)
 
 
 def to_record(tensors: Mapping[str, Tensor]) -> ArrayRecord:

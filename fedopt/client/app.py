@@ -1,6 +1,6 @@
 """The Flower ClientApp: decode a message, train or evaluate, encode the reply.
 
-The same app runs inline, in Ray actors and on a real SuperNode. In a simulation it is made with
+The same code runs inline, in Ray actors and on a real SuperNode. In a simulation it is made with
 the run's experiment; elsewhere it builds one from the configuration in the message.
 """
 
@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedopt.client.algorithm import state_scalars
+from fedopt.client.handlers import app_of
 from fedopt.client.messages import UNSEEN, decode_request, encode_outcome, integer, text
 from fedopt.client.rows import RowFolder
 from fedopt.client.site import Others, Site, told
@@ -55,21 +56,21 @@ class Node:
         if self._experiment is None and self._site is None:
             self._site = Site.of(node_config)
 
-    def describe(self, message: Message) -> Message:
+    def describe(self, content: RecordDict) -> RecordDict:
         """Tell which client this node is, and the shape of its data."""
-        config = message.content.config_records["config"]
+        config = content.config_records["config"]
         if self._site is None:
             told = ConfigRecord({"refused": "the node has no data-path in its node-config"})
         else:
             source = text(config, "experiment")
             assert source is not None
             told = self._site.facts(Config.from_tree(json.loads(source)))
-        return Message(RecordDict({"site": told}), reply_to=message)
+        return RecordDict({"site": told})
 
-    def train(self, message: Message) -> Message:
+    def train(self, content: RecordDict) -> RecordDict:
         """Train the blocks that a message names."""
-        request = decode_request(message.content)
-        trainer = self._prepare(message.content.config_records["config"])[1]
+        request = decode_request(content)
+        trainer = self._prepare(content.config_records["config"])[1]
         layout = trainer.engine.layout
         device = torch.device(self._config.engine.device)
         state = layout.state(request.arrays, self._scratch.take(layout.size, layout.dtype))
@@ -89,11 +90,10 @@ class Node:
             if request.changes_path is None
             else RowFile(request.changes_path, ("delta",), (layout.size,), layout.dtype),
         )
-        content = encode_outcome(outcome)
-        if self._site is not None:
-            self._site.settle(request, rows)
-            content = told(outcome, self._site, self._config)
-        return Message(content, reply_to=message)
+        if self._site is None:
+            return encode_outcome(outcome)
+        self._site.settle(request, rows)
+        return told(outcome, self._site, self._config)
 
     def _rows(self, trainer: Trainer, path: str | None) -> ClientRows | None:
         """Return where client state is, where there is any: a real client's on its own volume."""
@@ -108,11 +108,11 @@ class Node:
         folder = self._site.run_folder(self._others.run_key) / "rows"
         return RowFolder(folder, fields, sizes, dtype, scalars)
 
-    def evaluate(self, message: Message) -> Message:
+    def evaluate(self, content: RecordDict) -> RecordDict:
         """Evaluate the model on a split of the data of the clients that a message names."""
-        config = message.content.config_records["config"]
+        config = content.config_records["config"]
         experiment, trainer = self._prepare(config)
-        evaluator, state = self._evaluation(message)
+        evaluator, state = self._evaluation(content)
         clients = integers(config, "clients")
         kept, part = {}, experiment.personal
         rows = self._rows(trainer, text(config, "state-path"))
@@ -137,26 +137,26 @@ class Node:
         for column, values in columns.items():
             record[column] = values
         where = UNSEEN if name == UNSEEN else "clients"
-        return Message(RecordDict({where: record}), reply_to=message)
+        return RecordDict({where: record})
 
-    def evaluate_test(self, message: Message) -> Message:
+    def evaluate_test(self, content: RecordDict) -> RecordDict:
         """Evaluate the model on the batches of the test set that a message names."""
-        config = message.content.config_records["config"]
+        config = content.config_records["config"]
         experiment = self._prepare(config)[0]
-        evaluator, state = self._evaluation(message)
+        evaluator, state = self._evaluation(content)
         if "drift-round" in config:
             test = experiment.drifted_test(integer(config, "drift-round"))
         else:
             test = self._test = self._test or experiment.population.test()
         assert test is not None
         outputs = evaluator.outputs(state, test, integers(config, "batches"))
-        return Message(encode_outputs(outputs), reply_to=message)
+        return encode_outputs(outputs)
 
-    def batch_statistics(self, message: Message) -> Message:
+    def batch_statistics(self, content: RecordDict) -> RecordDict:
         """Compute BatchNorm's statistics of the model on the clients that a message names."""
-        config = message.content.config_records["config"]
+        config = content.config_records["config"]
         experiment = self._prepare(config)[0]
-        evaluator, state = self._evaluation(message)
+        evaluator, state = self._evaluation(content)
         round = integer(config, "server-round")
         population = experiment.population_at(round)
         examples, buffers = {}, {}
@@ -168,14 +168,14 @@ class Node:
             seed_torch(seed, torch.device(experiment.config.engine.device))
             examples[client] = data.size
             buffers[client] = evaluator.batch_statistics(state, data)
-        return Message(encode_statistics(examples, buffers), reply_to=message)
+        return encode_statistics(examples, buffers)
 
-    def _evaluation(self, message: Message) -> tuple[Evaluator, ModelState]:
+    def _evaluation(self, content: RecordDict) -> tuple[Evaluator, ModelState]:
         """Return the evaluator and the model that a message brings."""
         assert self._experiment is not None
         if self._evaluator is None:
             self._evaluator = Evaluator(self._experiment)
-        arrays = message.content["arrays"]
+        arrays = content["arrays"]
         assert isinstance(arrays, ArrayRecord)
         return self._evaluator, self._evaluator.layout.state(from_record(arrays))
 
@@ -207,6 +207,30 @@ class Node:
                 self._trainer.secret = self._site.noise_seed(self._others.run_key)
         return self._experiment, self._trainer
 
+    def answer(
+        self, message_type: str, content: RecordDict, node_config: Mapping[str, Any]
+    ) -> RecordDict:
+        """Return the answer to a message.
+
+        Args:
+            message_type: one of `MESSAGES`.
+            content: of the message.
+            node_config: of the SuperNode, where there is one.
+        """
+        torch.set_num_threads(1)
+        self.join(node_config)
+        return MESSAGES[message_type](self, content)
+
+
+MESSAGES: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
+    "train": Node.train,
+    "evaluate": Node.evaluate,
+    "evaluate.test": Node.evaluate_test,
+    "evaluate.batch_norm": Node.batch_statistics,
+    "query.describe": Node.describe,
+}
+"""Type of a message -> what answers it."""
+
 
 def client_app(experiment: Experiment | None = None) -> ClientApp:
     """Return the ClientApp.
@@ -215,20 +239,4 @@ def client_app(experiment: Experiment | None = None) -> ClientApp:
         experiment: the run's experiment; None builds it from the configuration that arrives with
             the messages, as on a real node.
     """
-    app = ClientApp()
-    node = Node(experiment)
-
-    def answered(answer: Callable[[Message], Message]) -> Callable[[Message, Context], Message]:
-        def handler(message: Message, context: Context) -> Message:
-            torch.set_num_threads(1)
-            node.join(context.node_config)
-            return answer(message)
-
-        return handler
-
-    app.train()(answered(node.train))
-    app.evaluate()(answered(node.evaluate))
-    app.evaluate("test")(answered(node.evaluate_test))
-    app.evaluate("batch_norm")(answered(node.batch_statistics))
-    app.query("describe")(answered(node.describe))
-    return app
+    return app_of(Node(experiment).answer)

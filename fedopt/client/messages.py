@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedopt.client.algorithm import is_weighted
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums
 from fedopt.client.trainer import Block, Changes, Failure, Reports, TrainingOutcome
@@ -122,11 +123,20 @@ def decode_request(content: RecordDict) -> TrainRequest:
     )
 
 
-def encode_outcome(outcome: TrainingOutcome) -> RecordDict:
-    """Return the content of the reply to a train message."""
+def encode_outcome(outcome: TrainingOutcome, *, as_sent: bool = False) -> RecordDict:
+    """Return the content of the reply to a train message.
+
+    Args:
+        outcome: what came of the training.
+        as_sent: whether sums of one client go up as that client's vectors in single precision,
+            where these give the same bits: half as many bytes.
+    """
     vectors: dict[str, Tensor] = {}
     for sums in outcome.sums:
-        vectors |= {f"{sums.first}/{name}": total for name, total in sums.terms.items()}
+        named = {f"{sums.first}/{name}": total for name, total in sums.terms.items()}
+        if as_sent and sums.count == 1:
+            named = {key: _single(key, total, sums.weight) for key, total in named.items()}
+        vectors |= named
         if len(sums.buffers):
             vectors[f"{sums.first}/buffers"] = sums.buffers
     blocks = ConfigRecord(
@@ -192,6 +202,8 @@ def decode_outcome(content: RecordDict) -> TrainingOutcome:
             for key, vector in vectors.items()
             if key.startswith(prefix)
         }
+        if count == 1:
+            terms = {name: _summed(name, vector, weight) for name, vector in terms.items()}
         buffers = terms.pop("buffers", torch.zeros(0, dtype=torch.float64))
         sums.append(BlockSums(first, stop, terms, buffers, weight, count, took))
     reports = Reports()
@@ -272,6 +284,20 @@ def text(config: ConfigRecord, key: str) -> str | None:
     """Return a string of a config record, or None where there is none."""
     value = config.get(key)
     return str(value) if value is not None else None
+
+
+def _single(key: str, total: Tensor, weight: float) -> Tensor:
+    """Return the vector of one client in single precision, or its sum where bits would be lost."""
+    factor = weight if is_weighted(key.partition("/")[2]) else 1.0
+    vector = (total / factor).float()
+    return vector if torch.equal(vector.double() * factor, total) else total
+
+
+def _summed(name: str, vector: Tensor, weight: float) -> Tensor:
+    """Return the sum that a client's vector in single precision stands for."""
+    if vector.dtype != torch.float32:
+        return vector
+    return vector.double() * (weight if is_weighted(name) else 1.0)
 
 
 def _tensors(content: RecordDict, key: str) -> dict[str, Tensor]:

@@ -313,7 +313,7 @@ def told(outcome: TrainingOutcome, site: Site, config: Config) -> RecordDict:
             reports.selected_share,
         ):
             column[:] = [math.nan] * len(column)
-    content = encode_outcome(outcome)
+    content = encode_outcome(outcome, as_sent=True)
     seen = [n * s for n, s in zip(reports.examples, reports.steps, strict=True)]
     batch = config.local.batch_size
     if batch is not None:

@@ -307,7 +307,7 @@ def _add_client(name: str, folder: Path, public_key: Path | None) -> None:
     key = "its own key" if public_key is not None else f"{site}/key (secret; by a safe way)"
     typer.echo(
         f"{name} is client {client.id} of {len(grown.table.clients)}; its key is admitted by the "
-        f"next fedopt deploy up, and it takes part in runs that are submitted after it has connected.\n"
+        f"next fedopt deploy up, and it takes part in runs submitted after it has connected.\n"
         f"Its site needs\n"
         f"  {site}/site.toml   (its rules are its own to write)\n"
         f"  {site}/ca.crt      (by which it knows the server)\n"

@@ -40,7 +40,7 @@ x-server: &server
       BASE_IMAGE: "${{BASE_IMAGE:-python:3.11-slim-bookworm}}"
       PIP_FIND_LINKS: "${{PIP_FIND_LINKS:-}}"
       TORCH: "${{TORCH:-torch==2.13.0}}"
-      TORCH_INDEX: "${{TORCH_INDEX:-}}"
+      TORCH_INDEX: "${{TORCH_INDEX-https://download.pytorch.org/whl/cpu}}"
 
 x-client: &client
   <<: *hardened
@@ -58,7 +58,7 @@ x-client: &client
   cpus: "${{FEDOPT_CLIENT_CPUS:-1.0}}"
   pids_limit: 200
   healthcheck:
-    test: [CMD, python3, /opt/health.py, "http://127.0.0.1:9094/health"]
+    test: [CMD, python3, -m, fedopt.deployment.health, "http://127.0.0.1:9094/health"]
     interval: 5s
     timeout: 5s
     retries: 24
@@ -76,7 +76,7 @@ services:
     cpus: "${{FEDOPT_SERVER_CPUS:-2.0}}"
     pids_limit: 400
     healthcheck:
-      test: [CMD, python3, /opt/health.py, "https://localhost:8000/health", /server/ca.crt]
+      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:8000/health", /server/ca.crt]
       interval: 3s
       timeout: 5s
       retries: 40
@@ -95,7 +95,7 @@ services:
     cpus: "0.5"
     pids_limit: 100
     healthcheck:
-      test: [CMD, python3, /opt/health.py, "https://localhost:9092/health", /server/ca.crt]
+      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:9092/health", /server/ca.crt]
       interval: 3s
       timeout: 5s
       retries: 40
@@ -190,9 +190,9 @@ FEDOPT_CONFIG=config.toml
 # base image and where else pip finds wheels, for builds without the public registries
 BASE_IMAGE=python:3.11-slim-bookworm
 PIP_FIND_LINKS=
-# CUDA: TORCH=torch==2.13.0 TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# torch and the index of its CPU build; an empty index takes the default build, that for CUDA
 TORCH=torch==2.13.0
-TORCH_INDEX=
+TORCH_INDEX=https://download.pytorch.org/whl/cpu
 """
 
 

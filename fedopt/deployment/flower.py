@@ -28,7 +28,7 @@ SWITCHES = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     # Without it Flower installs the app's dependencies anew for each run.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
     "NO_COLOR": "1",
     "TERM": "dumb",
     "COLUMNS": "200",

@@ -15,6 +15,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from fedopt.client.resident import NODE_PID, SOCKET
 from fedopt.client.site import Site
 from fedopt.deployed import RESULTS, TEST_DATA
 from fedopt.deployment.flower import environment, exec_program
@@ -152,6 +153,8 @@ def node(folder: Path, server: str | None, port: int) -> None:
         log.warning("%s\nThe run's configuration has to say it.", error)
     table = read_site_table(folder)
     environ = supernode_environment(folder)
+    environ[SOCKET] = str(Path(tempfile.mkdtemp(prefix="fedopt-")) / "node")
+    environ[NODE_PID] = str(os.getpid())  # the SuperNode's, which this process becomes
     Path(environ["FLWR_HOME"]).mkdir(parents=True, exist_ok=True)
     exec_program("flower-supernode", supernode_words(folder, server or table.server, port), environ)
 

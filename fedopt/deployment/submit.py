@@ -115,7 +115,7 @@ def write_app(folder: Path, name: str, config: Config | None, include: Sequence[
     (apps / "__init__.py").touch()
     for part, line in (
         ("server", "from fedopt.run import server_app\n\napp = server_app()\n"),
-        ("client", "from fedopt.client.app import client_app\n\napp = client_app()\n"),
+        ("client", "from fedopt.client.resident import resident_app\n\napp = resident_app()\n"),
     ):
         (apps / f"{part}.py").write_text(line, encoding="utf-8")
     for path in include:
