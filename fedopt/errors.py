@@ -67,6 +67,14 @@ class ReplyError(RunError):
     """What a node answered is not what it was asked for, or not finite."""
 
 
+class SecureAggregationError(RunError):
+    """A message of secure aggregation is not allowed: foreign, altered, repeated, or unmasking."""
+
+
+class ThresholdError(SecureAggregationError):
+    """Too few clients are left to unmask the sum of a round: nothing of it can be learned."""
+
+
 class NotFiniteError(RunError):
     """The server's model is not finite: training has diverged."""
 
