@@ -1,8 +1,8 @@
 """A client's side of one secure sum.
 
-Four calls in a fixed order, each once: `start`, `share`, `mask`, `unmask`. Between them the session
-is bytes, since a deployed client handles each message in a new process. What a stage no longer needs
-is dropped from the session.
+Four calls in a fixed order, each once: `start`, `share`, `mask`, `unmask`. Between them the
+session is bytes, since a deployed client handles each message in a new process. What a stage no
+longer needs is dropped from the session.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The seven messages of a secure sum, as dataclasses and as bytes.
 
-Each carries the tag of its agreement, so that one of another round is refused by name rather than by
-a failed decryption. `to_bytes` is canonical and has no private material in the clear.
+Each carries the tag of its agreement, so that one of another round is refused by name rather than
+by a failed decryption. `to_bytes` is canonical.
 """
 
 from __future__ import annotations

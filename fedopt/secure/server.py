@@ -269,21 +269,21 @@ class ServerSession:
                 ]
             if not known:
                 raise SecureAggregationError(
-                    f"client {owner}, round {self.agreement.round}: the shares that came back do not "
-                    "give its secret; one of them is wrong."
+                    f"client {owner}, round {self.agreement.round}: the shares that came back do "
+                    "not give its secret; one of them is wrong."
                 )
         return unmasking
 
     def _concerned(self) -> set[int]:
-        """Clients whose masks are in the sum: survivors, and those that dropped out beside one."""
+        """Return the survivors, and those that dropped out beside one: their masks are in the sum."""
         return {c for c in self._summing if c in self._survivors or self._holders(c)}
 
     def _holders(self, client: int) -> set[int]:
-        """The survivors that hold shares of a client's secrets."""
+        """Return the survivors that hold shares of a client's secrets."""
         return {client, *self.agreement.graph[client]} & self._survivors
 
     def _neighbours(self, client: int) -> list[int]:
-        """A client's neighbours among those expected in this stage."""
+        """Return a client's neighbours among those expected in this stage."""
         return [peer for peer in self.agreement.graph[client] if peer in self._expected]
 
     def _check(self, stage: int, tag: bytes, client: int, came: Iterable[int]) -> None:

@@ -82,7 +82,7 @@ class Reconstruction:
 
         Raises:
             ThresholdError: there are fewer.
-            SecureAggregationError: a share is no residue, or they are not of one secret of 32 bytes.
+            SecureAggregationError: a share is no residue, or they are not of one secret.
         """
         if len(shares) < self.threshold:
             raise ThresholdError(
