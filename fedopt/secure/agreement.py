@@ -150,7 +150,10 @@ class Agreement:
             parts.append(Part(name, int(size) or None, FixedPoint(limit, int(bits))))
         reader.end()
         layout = Layout(tuple(parts))
-        return cls(session, seed, round, clients, layout, neighbours or None, threshold)
+        agreement = cls(session, seed, round, clients, layout, neighbours or None, threshold)
+        if agreement.to_bytes() != data:  # so that all who agree have the same digest
+            raise SecureAggregationError("the bytes of an agreement are not in their one form.")
+        return agreement
 
     def sort(self, clients: Sequence[int]) -> tuple[int, ...]:
         """Return ids in ascending order, each of which has to take part."""

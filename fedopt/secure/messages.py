@@ -20,6 +20,8 @@ from fedopt.secure.shamir import SHARE_NBYTES
 
 SEALED_NBYTES = NONCE_NBYTES + 2 * SHARE_NBYTES + TAG_NBYTES
 """A client's sealed shares for one neighbour."""
+_ALIGNMENT = bytes(3)
+"""Brings the words of a masked vector to a multiple of 8 bytes from its beginning."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +164,17 @@ class MaskedVector:
 
     def to_bytes(self) -> bytes:
         """Return the message as bytes, a copy of the words among them."""
-        body = self.words.astype("<u8", copy=False).tobytes()
-        return wire.header(5) + self.tag + wire.number(self.client) + body
+        words = self.words.astype("<u8", copy=False).tobytes()
+        return b"".join((wire.header(5), self.tag, wire.number(self.client), _ALIGNMENT, words))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> MaskedVector:
         """Return the message of `to_bytes`; its words look into the bytes."""
         reader = wire.Reader(data, 5, "a masked vector")
-        tag, client, body = reader.take(ROUND_TAG_NBYTES), reader.number(), reader.rest()
-        if len(body) % 8:
-            raise SecureAggregationError("a masked vector is cut short.")
+        tag, client = reader.take(ROUND_TAG_NBYTES), reader.number()
+        padding, body = reader.take(len(_ALIGNMENT)), reader.rest()
+        if len(body) % 8 or padding != _ALIGNMENT:
+            raise SecureAggregationError("the bytes of a masked vector are damaged.")
         return cls(tag, client, np.frombuffer(body, dtype="<u8").astype(np.uint64, copy=False))
 
 

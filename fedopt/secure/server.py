@@ -275,7 +275,7 @@ class ServerSession:
         return unmasking
 
     def _concerned(self) -> set[int]:
-        """Return the survivors, and those that dropped out beside one: their masks are in the sum."""
+        """Return whose masks are in the sum: survivors, and those that dropped out beside one."""
         return {c for c in self._summing if c in self._survivors or self._holders(c)}
 
     def _holders(self, client: int) -> set[int]:
