@@ -236,7 +236,7 @@ def test_each_stage_happens_once_and_in_order() -> None:
 def test_no_answers_together_unmask_a_client(
     clients: int, neighbours: int | None, data: st.DataObject
 ) -> None:
-    """Whatever is asked again, nothing new is answered; no answer has both of a client's secrets."""
+    """Whatever is asked again, nothing new is answered; none has both secrets of a client."""
     made = agreement(clients, neighbours=neighbours, threshold=3)
     federation, questions = answered(made, (0,) if clients > 4 else ())
     client = data.draw(st.sampled_from(sorted(questions)))
@@ -518,7 +518,7 @@ def test_bytes_come_back_and_are_of_one_kind() -> None:
         assert type(message).from_bytes(data).to_bytes() == data
         for kind in KINDS:
             if kind is not type(message):
-                with pytest.raises(SecureAggregationError, match="not .* of this version"):
+                with pytest.raises(SecureAggregationError, match=r"not .* of this version"):
                     kind.from_bytes(data)
 
 
