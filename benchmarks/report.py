@@ -1,4 +1,4 @@
-"""The tables of `docs/performance.md` and of the cost of secure sums, from the files in `benchmarks/results/`.
+"""The tables of `docs/performance.md` and `secure-aggregation.md`, from `benchmarks/results/`.
 
 `python -m benchmarks.report` replaces what stands between `<!-- NAME -->` and `<!-- end -->`.
 """
@@ -104,7 +104,8 @@ def secure_table(rows: Sequence[Row]) -> str:
     names = ("coordinates", "clients", "neighbours")
     return markdown(
         (
-            dict(zip(names, key, strict=True)) | {c: f"{value:.6g}" for c, value in total.items()}
+            dict(zip(names, key, strict=True))
+            | {c: f"{v:.0f}" if c.startswith("bytes") else f"{v:.3f}" for c, v in total.items()}
             for key, total in sums.items()
         ),
         (*names, *columns),
