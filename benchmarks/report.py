@@ -1,4 +1,4 @@
-"""The tables of `docs/performance.md`, from the files in `benchmarks/results/`.
+"""The tables of `docs/performance.md` and `secure-aggregation.md`, from `benchmarks/results/`.
 
 `python -m benchmarks.report` replaces what stands between `<!-- NAME -->` and `<!-- end -->`.
 """
@@ -92,6 +92,26 @@ def scaling_tables(rows: Sequence[Row]) -> dict[str, str]:
     return tables
 
 
+def secure_table(rows: Sequence[Row]) -> str:
+    """Return what a secure sum costs: a row a sum, over its stages."""
+    columns = ("client, ms", "server, ms", "bytes up", "bytes down")
+    sums: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in rows:
+        key = (row["coordinates"], row["clients"], row["neighbours"])
+        total = sums.setdefault(key, dict.fromkeys(columns, 0.0))
+        for column in columns:
+            total[column] += float(row[column])
+    names = ("coordinates", "clients", "neighbours")
+    return markdown(
+        (
+            dict(zip(names, key, strict=True))
+            | {c: f"{v:.0f}" if c.startswith("bytes") else f"{v:.3f}" for c, v in total.items()}
+            for key, total in sums.items()
+        ),
+        (*names, *columns),
+    )
+
+
 def fill(document: str, tables: dict[str, str]) -> str:
     """Return a document with its tables replaced."""
     for name, table in tables.items():
@@ -120,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables[name] = markdown(rows, list(rows[0]))
     old = options.document.read_text(encoding="utf-8")
     options.document.write_text(fill(old, tables), encoding="utf-8")
+    page = options.document.parent / "secure-aggregation.md"
+    cost = {"cost": secure_table(read(options.results / "secure.csv")[1])}
+    page.write_text(fill(page.read_text(encoding="utf-8"), cost), encoding="utf-8")
     images = options.document.parent / "images"
     images.mkdir(exist_ok=True)
     for figure in FIGURES:

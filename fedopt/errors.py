@@ -75,6 +75,14 @@ class TooFewClientsError(RunError):
     """So few clients of a round answered that it has to be done again."""
 
 
+class SecureAggregationError(RunError):
+    """A message of secure aggregation is not allowed: foreign, altered, repeated, or unmasking."""
+
+
+class ThresholdError(SecureAggregationError):
+    """Too few clients are left to unmask the sum of a round: nothing of it can be learned."""
+
+
 class NotFiniteError(RunError):
     """The server's model is not finite: training has diverged."""
 

@@ -97,6 +97,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.cli",
         "fedopt.commands",
     },
+    "fedopt.secure": {"torch", "flwr", "ray", "pandas"},
     "fedopt.config": {"torch", "flwr", "ray", "fedopt.client", "fedopt.server"},
     "fedopt.registry": {"torch", "flwr", "ray", "fedopt.client", "fedopt.server"},
     "fedopt.errors": {"torch", "flwr", "ray", "fedopt.client", "fedopt.server"},
@@ -158,6 +159,16 @@ def test_imports_point_one_way(module: str) -> None:
 def test_the_exceptions_are_still_needed() -> None:
     for module, package in EXCEPTIONS:
         assert any(within(name, package) for name in imports(module)), (module, package)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if within(m, "fedopt.secure")])
+def test_secure_aggregation_stands_alone(module: str) -> None:
+    allowed = ("fedopt.secure", "fedopt.errors", "fedopt.validation")
+    assert not [
+        name
+        for name in imports(module)
+        if within(name, "fedopt") and not any(within(name, package) for package in allowed)
+    ]
 
 
 @pytest.mark.parametrize("name", PURE_CLIENT)

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import measuring, report, scaling, speed, techniques
+from benchmarks import measuring, report, scaling, secure, speed, techniques
 from benchmarks.contenders import distance
 from benchmarks.two_processes import FusedDense, LeanLoop, views
 from benchmarks.workloads import BareLoop, find
@@ -82,6 +82,19 @@ def test_techniques_are_timed_in_both_engines(tmp_path: Path) -> None:
     assert (table[["loop, us", "stacked, us"]] > 0).all(axis=None)
     plain = table[table["technique"] == techniques.PLAIN]
     assert (plain[["loop, x", "stacked, x"]] == 1).all(axis=None)
+
+
+def test_secure_sums_are_exact_and_accounted_for(tmp_path: Path) -> None:
+    assert secure.main(["--quick", "--out", str(tmp_path)]) == 0
+    table = pd.read_csv(tmp_path / "secure.csv", comment="#")
+    assert set(table["graph"]) == set(secure.GRAPHS)
+    assert (table["exact"] == "yes").all()
+    masked = table[table["stage"] == "masked"]
+    assert (masked["bytes up"] == 32 + 8 * masked["coordinates"]).all()
+    shares = table[table["stage"] == "shares"]
+    assert (shares["bytes up"] == 65 + 102 * shares["neighbours"]).all()
+    rows = [{k: str(v) for k, v in row.items()} for row in table.to_dict("records")]
+    assert report.secure_table(rows).count("\n") == 1 + len(secure.GRAPHS)
 
 
 def test_report_fills_the_marked_places() -> None:
