@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from fedopt.analysis.progress import make_progress
 from fedopt.analysis.store import CONFIG_FILE, default_directory, to_json
 from fedopt.atomic import write_atomically
+from fedopt.client.algorithm import collected
 from fedopt.client.site import Others, site_options
 from fedopt.config import Config, from_run_config, load
 from fedopt.data.site_population import RemotePopulation
@@ -33,6 +34,7 @@ from fedopt.experiment import Experiment
 from fedopt.recorder import Recorder
 from fedopt.run import run_words, train
 from fedopt.server.deployment import DeploymentGrid, Member, check_deployable
+from fedopt.server.secure import SecureRounds
 from fedopt.single_thread import single_thread
 
 log = logging.getLogger("fedopt")
@@ -76,6 +78,7 @@ def run_on_sites(grid: Grid, run_config: Mapping[str, Any]) -> None:
     key, members = known if known is not None else (secrets.token_hex(8), members)
     clients.begin(members)
     experiment = Experiment.over(config, remote_population(config, members, test_data(config)))
+    check_secure(experiment)
     if experiment.population.test() is None:
         log.warning("the server has no test set (%s): test columns stay empty", TEST_DATA)
     progress = make_progress(False, sys.stderr)
@@ -83,12 +86,30 @@ def run_on_sites(grid: Grid, run_config: Mapping[str, Any]) -> None:
         if known is None:
             write_members(directory, key, members)
         clients.transfers = directory / TRANSFERS_FILE
+        if config.deployment.secure:
+            most = float(experiment.population.sizes.max())
+            sizes = recorder.strategy.sum_sizes
+            clients.secure = SecureRounds(config.deployment, key, config.seed, sizes, most)
         recorder.message_config["experiment"] = source
         recorder.message_config["others"] = others(key, experiment).to_json()
         train(experiment, recorder, clients)
         finished = recorder.finish()
     line = json.dumps(json.loads(to_json(finished.summary)))
     print(SUMMARY + line, file=sys.stderr, flush=True)
+
+
+def check_secure(experiment: Experiment) -> None:
+    """Refuse secure sums to a strategy that looks at each client's update.
+
+    Raises:
+        ConfigError: it does.
+    """
+    config = experiment.config
+    if config.deployment.secure and collected(experiment.local_algorithm()):
+        raise ConfigError(
+            f"{config.strategy.name} looks at each client's update, which a secure sum hides",
+            key="deployment.secure",
+        )
 
 
 def deployable(config: Config) -> Config:

@@ -375,7 +375,7 @@ class Recorder:
             "parameters": self.strategy.layout.size,
             "clients_in_population": self.experiment.population.clients,
             "engine": {
-                "grid": config.engine.name,
+                "grid": self._where(),
                 "training": self.experiment.engine_choice.name,
                 "reason": self.experiment.engine_choice.reason,
                 "block_size": self.experiment.block_size,
@@ -516,12 +516,19 @@ class Recorder:
             f"{cohort} of {population.clients} clients a round",
             f"{config.model.name} with {layout.size:,} parameters",
             f"{sizes.min()} to {sizes.max()} examples a client (median {np.median(sizes):g})",
-            f"engine {config.engine.name}, {self.experiment.engine_choice.name} training",
+            f"{self._where(said=True)}, {self.experiment.engine_choice.name} training",
         ]
         skew = self._population.get("label_skew")
         if isinstance(skew, Mapping) and skew.get("total_variation") is not None:
             words.insert(2, f"label skew {skew['total_variation']:.2f}")
         return ", ".join(words)
+
+    def _where(self, *, said: bool = False) -> str:
+        """Return where clients train: on the configured grid, or on machines of their own."""
+        if self.strategy.federation.is_real:
+            return "real clients" if said else "clients"
+        name = self.experiment.config.engine.name
+        return f"engine {name}" if said else name
 
     def _describe_population(self) -> None:
         self._population = population_statistics(self.experiment.everyone)

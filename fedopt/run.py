@@ -267,9 +267,9 @@ def drive_round(
     new_arrays = None
     for attempt in range(1, ROUND_ATTEMPTS + 1):
         interruption.check()
-        with interruption.anywhere() if strategy.can_drop_rounds else nullcontext():
-            replies = _trained(strategy, round, arrays, config, grid)
         try:
+            with interruption.anywhere() if strategy.can_drop_rounds else nullcontext():
+                replies = _trained(strategy, round, arrays, config, grid)
             new_arrays, _ = strategy.aggregate_train(round, replies)
             break
         except TooFewClientsError as error:

@@ -18,6 +18,15 @@ from fedopt.client.algorithm import state_scalars
 from fedopt.client.handlers import app_of
 from fedopt.client.messages import UNSEEN, decode_request, encode_outcome, integer, text
 from fedopt.client.rows import RowFolder
+from fedopt.client.secure import (
+    AGREEMENT,
+    MASK,
+    SHARES,
+    UNMASK,
+    unwrapped,
+    without_sums,
+    wrapped,
+)
 from fedopt.client.site import Others, Site, told
 from fedopt.client.state import ClientRows, RowFile
 from fedopt.client.trainer import Trainer
@@ -93,7 +102,27 @@ class Node:
         if self._site is None:
             return encode_outcome(outcome)
         self._site.settle(request, rows)
-        return told(outcome, self._site, self._config)
+        reply = told(outcome, self._site, self._config)
+        agreement = content.config_records["config"].get(AGREEMENT)
+        if self._config.deployment.secure != (agreement is not None):
+            raise ConfigError("the message and the run do not agree", key="deployment.secure")
+        if isinstance(agreement, bytes):
+            assert self._others is not None
+            keys = b""  # a client that failed takes no part in the sum
+            if all(sums.count for sums in outcome.sums):
+                part = self._site.secure(self._others.run_key)
+                keys = part.begin(agreement, request.round, outcome)
+            without_sums(reply, keys)
+        return reply
+
+    def secure(self, content: RecordDict, stage: str) -> RecordDict:
+        """Take part in a stage of a secure sum."""
+        assert self._site is not None
+        key = text(content.config_records["config"], "run-key")
+        assert key is not None
+        part = self._site.secure(key)
+        answer = {SHARES: part.shares, MASK: part.mask, UNMASK: part.unmask}[stage]
+        return wrapped(answer(unwrapped(content)))
 
     def _rows(self, trainer: Trainer, path: str | None) -> ClientRows | None:
         """Return where client state is, where there is any: a real client's on its own volume."""
@@ -228,6 +257,9 @@ MESSAGES: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "evaluate.test": Node.evaluate_test,
     "evaluate.batch_norm": Node.batch_statistics,
     "query.describe": Node.describe,
+    SHARES: lambda node, content: node.secure(content, SHARES),
+    MASK: lambda node, content: node.secure(content, MASK),
+    UNMASK: lambda node, content: node.secure(content, UNMASK),
 }
 """Type of a message -> what answers it."""
 

@@ -25,6 +25,7 @@ from flwr.app import ConfigRecord, RecordDict
 import fedopt
 from fedopt.client.messages import TrainRequest, encode_outcome
 from fedopt.client.rows import RowFolder
+from fedopt.client.secure import SecureClient
 from fedopt.client.state import ClientRows
 from fedopt.client.trainer import TrainingOutcome
 from fedopt.config import Config
@@ -192,8 +193,9 @@ class Site:
         try:
             refusal = self.refusal(config)
             data = self.load(site_options(config))
-        except ConfigError as error:
-            refusal = str(error)
+        except ConfigError as error:  # which may quote the data
+            log.error("the client's data cannot be used: %s", error)
+            refusal = "its data cannot be used; the client's log says why"
         if refusal is not None:
             told["refused"] = refusal
             return told
@@ -270,6 +272,10 @@ class Site:
         now = time.time()
         os.utime(folder, (now, now))
         return folder
+
+    def secure(self, run_key: str) -> SecureClient:
+        """Return the client's part in the secure sums of a run."""
+        return SecureClient(self.run_folder(run_key), self.client)
 
     def noise_seed(self, run_key: str) -> int:
         """Return the seed of the noise that protects the client: the server does not know it.

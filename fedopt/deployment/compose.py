@@ -76,7 +76,8 @@ services:
     cpus: "${{FEDOPT_SERVER_CPUS:-2.0}}"
     pids_limit: 400
     healthcheck:
-      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:8000/health", /server/ca.crt]
+      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:8000/health",
+        /server/ca.crt]
       interval: 3s
       timeout: 5s
       retries: 40
@@ -95,7 +96,8 @@ services:
     cpus: "0.5"
     pids_limit: 100
     healthcheck:
-      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:9092/health", /server/ca.crt]
+      test: [CMD, python3, -m, fedopt.deployment.health, "https://localhost:9092/health",
+        /server/ca.crt]
       interval: 3s
       timeout: 5s
       retries: 40

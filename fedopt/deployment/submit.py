@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Submission:
 
 
 def prepared(config: Config, clients: int | None) -> Config:
-    """Return a configuration as real clients run it.
+    """Return a configuration as real clients run it, with a checkpoint after every round.
 
     Args:
         config: as the user wrote it.
@@ -53,10 +53,10 @@ def prepared(config: Config, clients: int | None) -> Config:
         raise ConfigError("data, model and loss must be named: objects do not travel to clients")
     check_deployable(config)
     config = deployable(config)
+    if "every" not in config.checkpoint.model_fields_set:  # rounds are long, checkpoints are not
+        config = replace(config, checkpoint=config.checkpoint.model_copy(update={"every": 1}))
     wanted = config.deployment
     if clients and "min_clients" not in wanted.model_fields_set:
-        from dataclasses import replace
-
         config = replace(config, deployment=wanted.model_copy(update={"min_clients": clients}))
     return config
 

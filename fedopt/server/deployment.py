@@ -24,6 +24,7 @@ from fedopt.client.messages import integer, text
 from fedopt.config import Config
 from fedopt.errors import ConfigError, RunError
 from fedopt.records import integers
+from fedopt.server.secure import SecureRounds, has_trained
 
 log = logging.getLogger("fedopt")
 
@@ -126,6 +127,7 @@ class DeploymentGrid(Grid):
         self._expected: dict[int, Member] | None = None
         self.members: dict[int, Member] = {}
         self.transfers: Path | None = None
+        self.secure: SecureRounds | None = None
 
     # Who is there ------------------------------------------------------------------------------
 
@@ -282,13 +284,41 @@ class DeploymentGrid(Grid):
         """
         batch = list(messages)
         limit = self._config.deployment.round_seconds if timeout is None else timeout
+        if self.secure is not None and batch and _trains(batch[0]):
+            return self._securely(self.secure, batch, limit)
         replies = self._exchange(batch, limit)
         kept = []
         for reply in replies:
-            if reply.has_error() and reply.metadata.message_type != MessageType.TRAIN:
+            if reply.has_error() and not _trains(reply):
                 log.warning("%s", reply.error.reason)
             else:
                 kept.append(reply)
+        return kept
+
+    def _securely(
+        self, secure: SecureRounds, messages: Sequence[Message], seconds: float
+    ) -> list[Message]:
+        """Have a round trained of which the sum alone is learned; return replies that add up to it.
+
+        Raises:
+            TooFewClientsError: so few stayed to the end that nothing is learned.
+        """
+        asked = [self._clients.get(m.metadata.dst_node_id) for m in messages]
+        there = [client for client in asked if client is not None]
+        round = integer(messages[0].content.config_records["config"], "server-round")
+        secure.announce(round, there, messages)
+        replies = self._exchange(messages, seconds)
+        trained = {
+            client: reply
+            for client, reply in zip(asked, replies, strict=True)
+            if client is not None and not reply.has_error() and has_trained(reply)
+        }
+        total, gone = secure.summed(trained, lambda batch: self._exchange(batch, seconds))
+        secure.spread(total, trained)
+        kept = []
+        for client, reply, message in zip(asked, replies, messages, strict=True):
+            is_gone = client is not None and client in gone
+            kept.append(self._lost(message, gone[client]) if is_gone else reply)  # type: ignore[index]
         return kept
 
     def _exchange(self, messages: Sequence[Message], seconds: float) -> list[Message]:
@@ -408,6 +438,10 @@ class DeploymentGrid(Grid):
         return self._grid.pull_messages(message_ids)
 
 
+def _trains(message: Message) -> bool:
+    return bool(message.metadata.message_type == MessageType.TRAIN)
+
+
 def array_nbytes(content: RecordDict) -> int:
     """Return the bytes of the arrays in a message's content."""
     return sum(record.count_bytes() for record in content.array_records.values())
@@ -439,6 +473,9 @@ def check_deployable(config: Config) -> None:
         "system.failures": any(config.failures.model_dump().values())
         and "makes simulated clients fail",
         "policy.name": config.policy.name != "synchronous" and "runs on the virtual clock",
+        "deployment.secure": config.deployment.secure
+        and config.uplink_compression.name != "none"
+        and "sends masked numbers, which do not compress (uplink.compression)",
         "evaluation.unseen_clients": bool(config.evaluation.unseen_clients)
         and "holds out simulated clients",
         "engine.block_size": config.engine.block_size not in (None, 1)

@@ -653,6 +653,13 @@ class FederatedStrategy(Strategy):
             first += len(block.clients)
         return out
 
+    def sum_sizes(self) -> dict[str, int]:
+        """Return the length of each vector that clients' updates are summed in, by name."""
+        sizes = {name: self._vector_size(name) for name in self.algorithm.terms}
+        if self.layout.buffer_size:
+            sizes["buffers"] = self.layout.buffer_size
+        return sizes
+
     # Replies -----------------------------------------------------------------------------------
 
     def _outcome(self, server_round: int, reply: Message) -> TrainingOutcome:

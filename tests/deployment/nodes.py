@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fedopt.client.site import Site
 from fedopt.config import load
 from fedopt.data.sites import write_site
 from fedopt.deployed import run_on_sites
+from fedopt.deployment.submit import prepared
 from fedopt.experiment import Experiment
 from fedopt.simulation.grid import DirectGrid
 
@@ -58,8 +60,11 @@ class Nodes(DirectGrid):
         self.answers: list[Message] = []
 
     def get_node_ids(self) -> list[int]:
-        return [n for n in super().get_node_ids() if getattr(self, "sites", {}).get(n) is None
-                or self.sites[n].client not in self.down]
+        return [
+            n
+            for n in super().get_node_ids()
+            if getattr(self, "sites", {}).get(n) is None or self.sites[n].client not in self.down
+        ]
 
     def exchange(self, messages):
         replies = []
@@ -89,8 +94,9 @@ class Nodes(DirectGrid):
                 if value is not None
             }
             context = Context(1, node, config, RecordDict(), {})
-            replies.append(client_app()(message, context))
-        self.answers += replies
+            sent = pickle.loads(pickle.dumps(message))  # nothing is shared across a network
+            replies.append(pickle.loads(pickle.dumps(client_app()(sent, context))))
+        self.answers += [pickle.loads(pickle.dumps(reply)) for reply in replies]
         return replies
 
 
@@ -107,6 +113,7 @@ def deploy(monkeypatch, root: Path, nodes: Nodes, words=(), resume=False, out="r
     monkeypatch.setenv("FEDOPT_TEST_DATA", str(test.get("test", root / "data" / "test")))
     run_config = {"sites": True, "out": out, "resume": resume}
     if not resume:
-        run_config["config"] = json.dumps(load(None, words).dump())
+        config = prepared(load(None, words), len(nodes.sites))
+        run_config["config"] = json.dumps(config.dump())
     run_on_sites(nodes, run_config)
     return root / "runs" / out
