@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp import Grid
 
+from fedopt.analysis.deployed import DEPLOYMENT_FILE, TRANSFERS_FILE
 from fedopt.analysis.progress import make_progress
 from fedopt.analysis.store import CONFIG_FILE, default_directory, to_json
 from fedopt.atomic import write_atomically
@@ -39,8 +40,6 @@ from fedopt.single_thread import single_thread
 
 log = logging.getLogger("fedopt")
 
-DEPLOYMENT_FILE = "deployment.json"
-TRANSFERS_FILE = "transfers.csv"
 RESULTS = "FEDOPT_RESULTS"
 """Environment variable: the server's folder of runs' folders; default `runs`."""
 
@@ -92,6 +91,8 @@ def run_on_sites(grid: Grid, run_config: Mapping[str, Any]) -> None:
             clients.secure = SecureRounds(config.deployment, key, config.seed, sizes, most)
         recorder.message_config["experiment"] = source
         recorder.message_config["others"] = others(key, experiment).to_json()
+        if config.deployment.probe and not resume:
+            clients.probe(experiment.layout.nbytes)
         train(experiment, recorder, clients)
         finished = recorder.finish()
     line = json.dumps(json.loads(to_json(finished.summary)))
@@ -200,11 +201,6 @@ def read_members(directory: Path) -> tuple[str, dict[int, Member]]:
         for member in tree["members"]
     ]
     return str(tree["run_key"]), {member.client: member for member in members}
-
-
-def is_deployed(directory: Path) -> bool:
-    """Return whether a folder is that of a run on real clients."""
-    return (directory / DEPLOYMENT_FILE).exists()
 
 
 def _directory(run_config: Mapping[str, Any], resume: bool) -> Path:

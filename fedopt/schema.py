@@ -648,6 +648,11 @@ class DeploymentTable(Table):
         description="deadline of a round's replies in seconds, > 0; who is later is lost for the "
         "round",
     )
+    probe: bool = Field(
+        False,
+        description="measure each client's link before the first round, so that devices can be "
+        "fitted to it (transfers.csv, fedopt compare --devices)",
+    )
     secure: bool = Field(
         False,
         description="secure aggregation: the server learns the sum of the updates and no single "

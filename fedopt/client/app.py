@@ -35,11 +35,14 @@ from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
-from fedopt.records import from_record, integers
+from fedopt.records import from_record, integers, to_record
 from fedopt.scratch import Scratch
 from fedopt.seeds import seed_torch, torch_seed
 from fedopt.server.evaluation import Evaluator, encode_outputs
 from fedopt.server.model_average import encode_statistics
+
+MOST_PROBED = 2**30
+"""Most bytes with which a probe is answered."""
 
 
 class Node:
@@ -75,6 +78,12 @@ class Node:
             assert source is not None
             told = self._site.facts(Config.from_tree(json.loads(source)))
         return RecordDict({"site": told})
+
+    def probe(self, content: RecordDict) -> RecordDict:
+        """Answer with so many bytes, from which a server learns how fast the link is."""
+        asked = integer(content.config_records["config"], "answer-bytes")
+        payload = torch.zeros(min(max(0, asked), MOST_PROBED), dtype=torch.uint8)
+        return RecordDict({"query.probe": to_record({"query.probe": payload})})
 
     def train(self, content: RecordDict) -> RecordDict:
         """Train the blocks that a message names."""
@@ -257,6 +266,7 @@ MESSAGES: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "evaluate.test": Node.evaluate_test,
     "evaluate.batch_norm": Node.batch_statistics,
     "query.describe": Node.describe,
+    "query.probe": Node.probe,
     SHARES: lambda node, content: node.secure(content, SHARES),
     MASK: lambda node, content: node.secure(content, MASK),
     UNMASK: lambda node, content: node.secure(content, UNMASK),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
@@ -23,13 +24,16 @@ from flwr.supercore.run import Run as FlowerRun
 from fedopt.client.messages import integer, text
 from fedopt.config import Config
 from fedopt.errors import ConfigError, RunError
-from fedopt.records import integers
+from fedopt.records import integers, to_record
 from fedopt.server.secure import SecureRounds, has_trained
 
 log = logging.getLogger("fedopt")
 
 DESCRIBE = "query.describe"
 """Type of the message that asks a node which client it is."""
+
+PROBE = "query.probe"
+"""Type of a message that is answered by so many bytes, for measuring a link."""
 
 NODE_UNAVAILABLE = 5
 APP_CRASHED = 8
@@ -271,6 +275,22 @@ class DeploymentGrid(Grid):
             RunError: they are not within `deployment.wait_seconds`.
         """
         self.gather(clients, self._config.deployment.wait_seconds)
+
+    def probe(self, nbytes: int) -> None:
+        """Exchange messages of three sizes with each client, for fits of its link.
+
+        Args:
+            nbytes: of the model; a larger message has four times as many, at least 1 MiB.
+        """
+        large = max(2**20, 4 * nbytes)
+        for down, up in ((0, 0), (large, 0), (0, large)):
+            payload = to_record({PROBE: torch.zeros(down, dtype=torch.uint8)})
+            config = ConfigRecord({"answer-bytes": up})
+            messages = [
+                Message(RecordDict({PROBE: payload, "config": config}), node, PROBE, group_id="0")
+                for node in self._clients
+            ]
+            self._exchange(messages, self._config.deployment.round_seconds)
 
     # Flower's Grid -----------------------------------------------------------------------------
 
