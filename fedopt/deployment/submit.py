@@ -22,7 +22,9 @@ from fedopt.deployment.flower import Flower
 from fedopt.errors import ConfigError, RunError
 from fedopt.server.deployment import check_deployable
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 10.0
+"""Pause between two looks at a run's status, which each start a process; its log tells sooner."""
+
 FINISHED = "finished:"
 
 
@@ -161,7 +163,7 @@ def follow(flwr: Flower, submission: Submission, show: Callable[[str], None]) ->
     status = "unknown"
     try:
         while not status.startswith(FINISHED):
-            time.sleep(POLL_SECONDS)
+            reader.wait(POLL_SECONDS)
             status = str(flwr.run(submission.run_id)["status"])
     finally:
         reader.close()
@@ -194,6 +196,12 @@ class _LogReader:
         self.lines.append(line)
         if SUMMARY not in line:
             self._show(line)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the log ends, which it does with the run; at most so many seconds."""
+        self._thread.join(seconds)
+        if not self._thread.is_alive():
+            time.sleep(1.0)  # it may have ended before the run did
 
     def close(self) -> None:
         """Read to the end and stop."""
