@@ -365,4 +365,5 @@ def site_options(config: Config) -> SitesOptions:
 
 
 def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Return a TOML string: literal where it can be, as Flower splits the words itself."""
+    return json.dumps(text) if "'" in text or "\n" in text else f"'{text}'"

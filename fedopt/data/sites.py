@@ -210,9 +210,8 @@ def _read_tables(paths: Sequence[Path], options: SitesOptions) -> _Part:
             missing = int(inputs[name].isna().sum())
             if missing:
                 row = int(np.flatnonzero(inputs[name].isna())[0])
-                raise DataError(
-                    f'{path}: column "{name}" lacks {missing} values, first in row {row}'
-                )
+                says = f"lacks {missing} values, the first in row {row}"
+                raise DataError(f'{path}: column "{name}" {says}')
         parts.append((inputs.to_numpy(np.float64), _targets(y)))
     x, y = _joined(parts, paths)
     return _Part(x, y, columns, None)

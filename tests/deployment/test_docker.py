@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +17,9 @@ import pytest
 from fedopt.deployment.compose import compose_command, compose_file
 from fedopt.deployment.folder import ClientTable, DeploymentTable
 
+from .command import FEDOPT, execute, fedopt
+
 ROOT = Path(__file__).resolve().parents[2]
-FEDOPT = [sys.executable, "-m", "fedopt"]
 PORT = 19492
 RUN = [
     *("strategy=scaffold", "partition.clients=3", "clients_per_round=3", "rounds=5"),
@@ -42,30 +42,12 @@ def test_the_compose_file_of_the_repository_is_that_of_three_clients():
     assert written == compose_file(table, root="./deployment", source=".")
 
 
-def command(folder, *words, timeout=420, check=True):
-    done = subprocess.run(
-        list(map(str, words)),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def fedopt(folder, *words, **options):
-    return command(folder, *FEDOPT, *words, **options)
-
-
 def docker(folder, *words, **options):
-    return command(folder, "docker", *words, **options)
+    return execute(folder, "docker", *words, **options)
 
 
 def container(folder, service):
-    return command(folder / "deployment", *compose_command(), "ps", "-q", service).stdout.strip()
+    return execute(folder / "deployment", *compose_command(), "ps", "-q", service).stdout.strip()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,27 +21,14 @@ import pytest
 from fedopt.deployment import pki, processes
 from fedopt.deployment.folder import Deployment
 
+from .command import FEDOPT, fedopt
+
 pytestmark = pytest.mark.slow
 
-FEDOPT = [sys.executable, "-m", "fedopt"]
 RUN = [
     *("strategy=scaffold", "partition.clients=3", "clients_per_round=3", "rounds=5"),
     *("local.epochs=1", "model.hidden=[32]", "engine.block_size=1"),
 ]
-
-
-def fedopt(folder, *words, check=True, timeout=300):
-    done = subprocess.run(
-        [*FEDOPT, *map(str, words)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 def free_port():
