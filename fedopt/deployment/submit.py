@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -144,8 +145,9 @@ def stop_others(flwr: Flower, name: str) -> None:
 
 
 def app_name(name: str) -> str:
-    """Return the name of a run's app, by which Flower lists it."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
+    """Return the name of a run's app, by which Flower lists it: at most 32 letters and the like."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:18].strip("-")
+    return f"run-{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def follow(flwr: Flower, submission: Submission, show: Callable[[str], None]) -> Mapping[str, Any]:
