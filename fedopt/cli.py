@@ -336,11 +336,13 @@ def _run(arguments: list[str], out: Path | None, dry_run: bool, as_json: bool, q
 
 
 def _resume(run_dir: Path, as_json: bool, quiet: bool) -> None:
+    from fedopt.analysis.deployed import check_simulated
     from fedopt.analysis.progress import make_progress
     from fedopt.analysis.store import SUMMARY_FILE, check_resumable, read_history, read_summary
     from fedopt.config import load
 
     check_resumable(run_dir)
+    check_simulated(run_dir)
     read_history(run_dir)
     summary = read_summary(run_dir) if (run_dir / SUMMARY_FILE).exists() else {}
     if summary.get("status") == "completed":

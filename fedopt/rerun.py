@@ -15,6 +15,7 @@ from typing import Self
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
+from fedopt.analysis.deployed import check_simulated
 from fedopt.analysis.store import CONFIG_FILE, check_resumable, read_history
 from fedopt.config import Config, load, read_toml
 from fedopt.errors import ConfigError
@@ -63,6 +64,7 @@ def read_run(directory: Path, engine: str = "inline") -> RecordedRun:
             objects of the program that ran it.
     """
     check_resumable(directory)
+    check_simulated(directory)
     history = read_history(directory)
     path = directory / CONFIG_FILE
     tree = read_toml(path)

@@ -100,6 +100,20 @@ def is_deployed(directory: Path) -> bool:
     return (directory / DEPLOYMENT_FILE).exists()
 
 
+def check_simulated(directory: Path) -> None:
+    """Refuse the folder of a run on real clients to who would compute its rounds here.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_deployed(directory):
+        raise ConfigError(
+            f"{directory} is a run on real clients, whose data are not here; go on with it: "
+            f"fedopt deploy submit --resume {directory.name}; compare it with a simulation: "
+            f"fedopt compare SIMULATED {directory}"
+        )
+
+
 def pair_of(directories: Sequence[Path]) -> tuple[Path, Path] | None:
     """Return simulation and real run where two folders are these, in any order; else None."""
     if len(directories) != 2:

@@ -146,7 +146,7 @@ def stop_others(flwr: Flower, name: str) -> None:
 
 def app_name(name: str) -> str:
     """Return the name of a run's app, by which Flower lists it: at most 32 letters and the like."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:18].strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:18].strip("-") or "x"
     return f"run-{slug}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

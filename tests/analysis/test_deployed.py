@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import fedopt
 from fedopt.analysis.deployed import (
@@ -18,6 +19,7 @@ from fedopt.analysis.deployed import (
     pair_of,
     write_devices,
 )
+from fedopt.cli import app
 from fedopt.errors import ConfigError
 from fedopt.system.devices import read_devices
 
@@ -144,6 +146,13 @@ def test_what_exchanges_do_not_tell_is_infinite_and_not_guessed(tmp_path):
     assert found.latency == pytest.approx(1.5)  # the transfers are in it
     write_devices(fit_devices(tmp_path / "run"), tmp_path / "devices.csv")
     assert "uplink" not in (tmp_path / "devices.csv").read_text()
+
+
+def test_a_real_run_is_not_computed_again_here(runs):
+    for command in ("resume", "verify"):
+        done = CliRunner().invoke(app, [command, str(runs / "real")])
+        assert done.exit_code == 2
+        assert "fedopt deploy submit --resume real" in done.output
 
 
 def test_a_simulation_has_no_devices_to_fit(runs):
