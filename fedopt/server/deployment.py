@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ PROBE = "query.probe"
 NODE_UNAVAILABLE = 5
 APP_CRASHED = 8
 """Codes of Flower's errors (`flwr.common.constant.ErrorCode`)."""
+
+RAISED = re.compile(r"<class '[^']*'>:<[\"'](.*)[\"']>")
+"""How Flower tells what a ClientApp raised."""
 
 POLL_SECONDS = (0.05, 0.5)
 """Shortest and longest pause between two looks for replies."""
@@ -473,7 +477,9 @@ def _reason(error: Error) -> str:
         return "it went away"
     if error.code == APP_CRASHED:
         return "its process ended before it answered"
-    return f"{(error.reason or 'no reason given').strip().splitlines()[-1]} (code {error.code})"
+    said = (error.reason or "no reason given").strip().splitlines()[-1]
+    raised = RAISED.fullmatch(said)
+    return f"{said} (code {error.code})" if raised is None else raised.group(1)
 
 
 def check_deployable(config: Config) -> None:
