@@ -197,7 +197,13 @@ def _shown_costs(found: Comparison) -> list[Any]:
         return []
     rows = [row for some in found.rows for row in some]
     shown = [cost for cost in COSTS if any(value_of(row, cost.name) is not None for row in rows)]
+    if all(_has_a_gradient_a_step(row) for row in rows):
+        shown = [cost for cost in shown if cost.name != "client_gradients"]
     return shown or [COSTS[0]]
+
+
+def _has_a_gradient_a_step(row: RunRow) -> bool:
+    return value_of(row, "client_gradients") == value_of(row, "client_steps")
 
 
 def _run_data(row: RunRow, found: Comparison) -> dict[str, Any]:

@@ -151,7 +151,9 @@ def convergence_plot(
         if ("x" in log and log != "xy") or log == "xy":
             axes.set_xscale("log")
         elif x == "rounds":
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+            steps = [1, 2, 5, 10]
+            locator = MaxNLocator(nbins=7, steps=steps, integer=True, min_n_ticks=1)
+            axes.xaxis.set_major_locator(locator)
         elif x == "steps":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     notes = _notes(panels, smooth)

@@ -9,7 +9,7 @@ logs/NAME.log     what its process said
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -86,13 +86,17 @@ class Book:
         directory: the folder: new, empty, or that of the same sweep.
         definition: what the sweep asks, as plain values that JSON keeps as they are. `count` may
             grow from one call to the next.
+        arguments: words of the command line that gave it, for a later call without any.
 
     Raises:
         ConfigError: the folder holds something else, or another sweep: what differs is named.
     """
 
-    def __init__(self, directory: Path, definition: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, definition: Mapping[str, Any], arguments: Sequence[str] = ()
+    ) -> None:
         self.directory = directory
+        self.arguments = list(arguments)
         self.definition = json.loads(json.dumps(definition))
         self.states: dict[str, State] = {}
         path = directory / BOOK_FILE
@@ -181,7 +185,8 @@ class Book:
 
     def _save(self) -> None:
         runs = {name: asdict(state) for name, state in self.states.items()}
-        self.write(BOOK_FILE, to_json({"definition": self.definition, "runs": runs}))
+        held = {"definition": self.definition, "arguments": self.arguments, "runs": runs}
+        self.write(BOOK_FILE, to_json(held))
 
 
 def read_book(directory: Path) -> dict[str, Any]:
