@@ -251,7 +251,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     guarded(lambda: _doctor(as_json), debug)
 
 
-MODULES: tuple[str, ...] = ("plot", "compare", "sweep")
+MODULES: tuple[str, ...] = ("plot", "compare", "sweep", "ablate")
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
 for _name in MODULES:

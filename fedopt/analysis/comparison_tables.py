@@ -6,7 +6,7 @@ say, and an entry in `SECTIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedopt.analysis.comparison import Comparison, Difference, RunRow, value_of
@@ -46,11 +46,17 @@ def runs_section(found: Comparison) -> Section:
     return Section("runs", title, headings, cells, data, left=left)
 
 
-def groups_section(found: Comparison) -> Section | None:
-    """Return the table of means over seeds; None where no group has several."""
+def groups_section(found: Comparison, only: Sequence[str] = ()) -> Section | None:
+    """Return the table of means over seeds; None where no group has several.
+
+    Args:
+        found: the comparison.
+        only: names of the costs that are shown; none: all that were measured.
+    """
     if not found.has_repetitions:
         return None
-    headings, costs = ["group", "n"], _shown_costs(found)
+    headings = ["group", "n"]
+    costs = [cost for cost in _shown_costs(found) if not only or cost.name in only]
     for metric in found.metrics:
         name = metric.replace("_", " ")
         headings += [f"final {name}", f"best {name}"]

@@ -33,36 +33,41 @@ class XAxis:
         columns: of `rounds.csv`, whose sum is drawn.
         scale: from their unit to that of the label.
         missing: why a run may not have it, and what to do.
+        unit: behind a number, in the legend.
     """
 
     label: str
     columns: tuple[str, ...]
     scale: float
     missing: str
+    unit: str
 
 
 X_AXES = {
-    "rounds": XAxis("communication rounds", ("round",), 1.0, "has no rounds"),
+    "rounds": XAxis("communication rounds", ("round",), 1.0, "has no rounds", "rounds"),
     "bytes": XAxis(
         "MB sent up and down",
         ("bytes_up", "bytes_down"),
         1e-6,
         "did not count its bytes; use --x rounds",
+        "MB",
     ),
     "seconds": XAxis(
         "simulated seconds",
         ("sim_seconds",),
         1.0,
         "has no virtual clock (it ran without a system profile); use --x wall for real time",
+        "s",
     ),
     "wall": XAxis(
-        "wall-clock seconds", ("wall_seconds",), 1.0, "did not measure time; use --x rounds"
+        "wall-clock seconds", ("wall_seconds",), 1.0, "did not measure time; use --x rounds", "s"
     ),
     "steps": XAxis(
         "local steps, summed over clients",
         ("client_steps",),
         1.0,
         "did not count its steps; use --x rounds",
+        "steps",
     ),
 }
 
@@ -430,7 +435,8 @@ def _told(reached: Sequence[float], n: int, name: str, settings: Settings) -> st
         return f", {target.value:g} not reached"
     if len(reached) < n:
         return f", {target.value:g} reached by {len(reached)} of {n}"
-    return f", {target.value:g} at {_place_text(float(np.mean(reached)))}"
+    place = _place_text(float(np.mean(reached)))
+    return f", {target.value:g} at {place} {X_AXES[settings.x].unit}"
 
 
 def _place_text(value: float) -> str:

@@ -37,6 +37,8 @@ _NARROW_HEIGHT = 2.1
 _DECADES = 100.0  # ratio of largest to smallest loss from which on the axis is logarithmic
 _FORMATS = ("png", "svg", "pdf")
 _TARGET_COLOUR = "#404040"
+_OPACITY = 0.16  # of a band
+_BANDS = 3  # more of them are fainter
 
 
 @dataclass(frozen=True)
@@ -250,15 +252,18 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
     """Draw a panel and return the handles of its lines, in order."""
     curves = [line for line in panel.lines if not line.is_reference]
     crowded = len(curves) > len(_COLOURS)
+    opacity = _OPACITY if len(curves) <= _BANDS else _OPACITY / 2
     for line in curves:
         if line.low is not None and line.high is not None:
             low, high = line.low, line.high
             if panel.is_share:  # an interval may reach beyond what a share can be
                 low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
-            axes.fill_between(line.x, low, high, color=line.look.colour, alpha=0.16, linewidth=0)
+            axes.fill_between(line.x, low, high, color=line.look.colour, alpha=opacity, linewidth=0)
     handles = [
-        _draw_reference(axes, line) if line.is_reference else _draw_curve(axes, line, crowded)
-        for line in panel.lines
+        _draw_reference(axes, line)
+        if line.is_reference
+        else _draw_curve(axes, line, crowded, index / len(panel.lines))
+        for index, line in enumerate(panel.lines)
     ]
     axes.set_ylabel(panel.label, fontsize=TEXT)
     tidy(axes)
@@ -271,7 +276,8 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
         axes.minorticks_off()
         axes.set_ylim(values.min() / 1.2, values.max() * 1.2)
     elif panel.is_share:
-        _frame_share(axes, _with_bands(panel, values))
+        has_best = any(line.ranked for line in panel.lines)
+        _frame_share(axes, _with_bands(panel, values), has_best)
     if panel.is_share and log not in ("y", "xy"):
         _mark_best(axes, panel)
     if panel.target is not None:
@@ -285,9 +291,11 @@ def _with_bands(panel: Panel, values: Any) -> Any:
     return np.concatenate([values, *(np.clip(end, 0, 1) for end in ends)])
 
 
-def _draw_curve(axes: Axes, line: Line, crowded: bool) -> Artist:
+def _draw_curve(axes: Axes, line: Line, crowded: bool, share: float) -> Artist:
+    """Draw a curve; its markers begin at a share of their distance, so that none hide others."""
     few = len(line.x) <= FEW
     is_mean = line.n > 1
+    apart = max(1, len(line.x) // 8)
     return axes.plot(
         line.x,
         line.y,
@@ -297,7 +305,7 @@ def _draw_curve(axes: Axes, line: Line, crowded: bool) -> Artist:
         label=line.label,
         marker=line.look.marker if few or crowded or is_mean else "",
         markersize=3.0,
-        markevery=1 if few else max(1, len(line.x) // 8),
+        markevery=1 if few else (int(share * apart), apart),
         solid_joinstyle="round",
     )[0]
 
@@ -362,11 +370,11 @@ def _notes(panels: Sequence[Panel], smooth: int) -> str:
     return "; ".join(notes)
 
 
-def _frame_share(axes: Axes, values: Any) -> None:
-    """Leave room above the curves for the best value, and no tick above 1."""
+def _frame_share(axes: Axes, values: Any, has_best: bool) -> None:
+    """Leave room above the curves, more for the best value, and no tick above 1."""
     low, high = float(values.min()), float(values.max())
     span = max(high - low, 0.02)
-    bottom, top = max(low - 0.06 * span, -0.02), high + 0.16 * span
+    bottom, top = max(low - 0.06 * span, -0.02), high + (0.16 if has_best else 0.06) * span
     axes.set_ylim(bottom, top)
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
     axes.set_yticks([tick for tick in ticks if bottom <= tick <= min(top, 1 + 1e-9)])
@@ -421,8 +429,8 @@ def _add_legend(
             if line.note:
                 notes_of[line.label, turn] = line.note
     texts = [label + notes_of.get((label, turn), "") for label, turn in handles]
-    # A character of 7 point text is about 0.058 inches wide, a handle with its gaps 0.5.
-    widest = max(len(text) for text in texts) * 0.058 + 0.5
+    # A character of 7 point text is about 0.05 inches wide, a handle with its gaps 0.5.
+    widest = max(len(text) for text in texts) * 0.05 + 0.5
     width = figure.get_figwidth()
     columns = max(1, min(len(texts), int(width / widest)))
     rows = -(-len(texts) // columns)

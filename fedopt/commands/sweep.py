@@ -103,15 +103,16 @@ def show_outcome(outcome: Any, as_json: bool) -> None:
     """Print what a sweep came to; exit code 1 where a run failed."""
     from fedopt.analysis.sections import print_sections
     from fedopt.analysis.store import to_json
-    from fedopt.sweep.results import sections
 
     if as_json:
         typer.echo(to_json(outcome.summary), nl=False)
     else:
-        print_sections(sections(outcome), sys.stdout)
+        print_sections(outcome.tables, sys.stdout)
+        for note in outcome.notes:
+            typer.echo(note)
         typer.echo(f"bill:    {outcome.bill.text()}")
         typer.echo(f"results: {outcome.directory}")
-        for name in ("convergence.png", "parameters.png"):
+        for name in ("effects.png", "convergence.png", "parameters.png"):
             if (outcome.directory / name).exists():
                 typer.echo(f"plot:    {outcome.directory / name}")
     failures = outcome.failures
@@ -121,5 +122,5 @@ def show_outcome(outcome: Any, as_json: bool) -> None:
             first = state.error.partition("\n")[0]
             typer.echo(f"  {name}: {first}", err=True)
         if len(failures) > _MOST_FAILURES:
-            typer.echo(f"  ... the others are in {outcome.directory / 'results.md'}", err=True)
+            typer.echo(f"  ... the others are in {outcome.directory / 'results.csv'}", err=True)
         raise typer.Exit(1)

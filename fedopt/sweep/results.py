@@ -90,6 +90,16 @@ class Outcome:
     summary: Mapping[str, Any]
 
     @property
+    def tables(self) -> list[Section]:
+        """The tables for people."""
+        return sections(self)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be said besides."""
+        return ()
+
+    @property
     def failures(self) -> dict[str, State]:
         """The runs that failed."""
         return {name: state for name, state in self.states.items() if state.status == "failed"}
@@ -107,7 +117,7 @@ def write_results(
         is_ranked: whether tables have the best point first, rather than the order of the grid.
         status: `completed`, `failed` (some run did) or `interrupted`.
     """
-    histories = _histories(book)
+    histories = histories_of(book)
     rows = [
         run_record(name, state, histories.get(name), metric) for name, state in book.states.items()
     ]
@@ -314,7 +324,8 @@ def _draw(
         parameters.save(book.directory / "parameters.png")
 
 
-def _histories(book: Book) -> dict[str, pd.DataFrame]:
+def histories_of(book: Book) -> dict[str, pd.DataFrame]:
+    """Return the rounds of every run that has any file of them."""
     found = {}
     for name in book.states:
         folder = book.run_folder(name)
