@@ -20,7 +20,8 @@ _LOOKS = {
     IN_WHOLE: (0.14, "o", 0, True),
     ALONE: (-0.14, "s", 1, False),
     TOGETHER: (0.0, "D", 6, True),
-}
+}  # shift in rows, marker, colour, whether it is filled
+_FAINT = 0.35
 
 
 def effect_plot(effects: Sequence[Effect], metric: str, target: Target) -> Plot:

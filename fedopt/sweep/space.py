@@ -28,8 +28,8 @@ from fedopt.schema import RunTable
 from fedopt.seeds import generator
 
 SEED = "seed"
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_SPAN = re.compile(rf"({_NUMBER}?)\.\.({_NUMBER}?)(?:\.\.({_NUMBER}))?")
+_NUMBER = r"[+-]?(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?"
+_SPAN = re.compile(rf"((?:{_NUMBER})?)\.\.((?:{_NUMBER})?)(?:\.\.({_NUMBER}))?")
 _CALL = re.compile(r"([A-Za-z_]+)\((.*)\)")
 _MOST_VALUES = 10_000
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
@@ -313,7 +313,8 @@ def _item(key: str, item: str) -> Iterator[Value]:
 
 
 def _is_span(text: str) -> bool:
-    return _SPAN.fullmatch(text) is not None
+    match = _SPAN.fullmatch(text)
+    return match is not None and bool(match[1] or match[2])  # ".." is a folder
 
 
 def _span(key: str, text: str) -> tuple[tuple[Value, ...], bool]:
