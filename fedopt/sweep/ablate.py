@@ -101,7 +101,7 @@ def run_ablation(
         raise ConfigError(f"got {seeds}; use a number >= 1", key="--seeds")
     path, words = split_arguments(arguments)
     space = read_space(words)
-    if space.dimensions or space.seeds:
+    if space.dimensions or len(space.seeds) > 1:
         key = space.keys[0] if space.keys else "seed"
         hint = "--seeds N says how often" if key == "seed" else "use fedopt sweep for that"
         raise ConfigError(f"an ablation takes one value a key; {hint}", key=key)

@@ -116,7 +116,6 @@ def run_sweep(
     path, words = split_arguments(arguments)
     space = read_space(words)
     design = Design(path, space)
-    metric = design.metric(search.metric)
     check_jobs(jobs, available_cores())
     tasks: list[Task] | None = None
     if search.method == "grid":
@@ -126,7 +125,10 @@ def run_sweep(
         tasks = design.tasks(space.random(search.count, search.seed))
     else:
         import_optuna()
+        if not space.dimensions:
+            raise ConfigError("nothing is varied: give a key several values", key="--search tpe")
         design.check_ends()
+    metric = design.metric(search.metric)
     definition = {"kind": "sweep", **search.plain(metric), **design.plain()}
     directory = out or default_directory("runs", ["sweep", *_words(design, tasks)])
     with Book(directory, definition, arguments) as book:

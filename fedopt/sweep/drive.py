@@ -78,8 +78,10 @@ def drive(
             while True:
                 if arrived:
                     raise InterruptedRunError(arrived[0])
-                waiting = waiting or _next(book, source, watcher, retry)
                 taken = sum(need for _, _, need in running.values())
+                # Asked for when it can start, not before: a search learns from what has ended.
+                if waiting is None and len(running) < limit and taken < cores:
+                    waiting = _next(book, source, watcher, retry)
                 need = cores_of(waiting.config, cores) if waiting else 0
                 if waiting and len(running) < limit and taken + need <= cores:
                     running[waiting.name] = (waiting, _start(book, waiting), need)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ from fedopt.analysis.targets import is_higher_better
 from fedopt.config import Config, load, read_toml
 from fedopt.errors import ConfigError
 from fedopt.sweep.book import State, Task
-from fedopt.sweep.space import Interval, Point, Space, flat_point, key_hint
+from fedopt.sweep.space import (
+    Dimension,
+    Interval,
+    Point,
+    Space,
+    Value,
+    flat_point,
+    key_hint,
+)
 
 _MOST_LETTERS = 70
 
@@ -24,11 +33,8 @@ class Design:
         path: a TOML file, or None.
         space: what is varied.
 
-    Attributes:
-        base: the configuration without what is varied.
-
     Raises:
-        ConfigError: the file or a fixed word is not allowed.
+        ConfigError: the file cannot be read.
     """
 
     def __init__(self, path: Path | None, space: Space) -> None:
@@ -45,12 +51,21 @@ class Design:
         is_varied = any(key.startswith("engine") for key in space.keys)
         self._engine = [] if stated or is_stated or is_varied else ["engine.name=inline"]
         self._short = short_keys(space.keys)
-        self.base = self._load([])
+
+    @cached_property
+    def base(self) -> Config:
+        """The configuration with the first value of each key.
+
+        Raises:
+            ConfigError: it is not allowed.
+        """
+        first = tuple((d.key, self._ends(d)[0]) for d in self.space.dimensions)
+        return self.config(first, self.seeds[0])
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of every point."""
-        return self.space.seeds or (self.base.seed,)
+        return self.space.seeds or (self.tree.get("seed", 0),)
 
     def config(self, point: Point, seed: int) -> Config:
         """Return the configuration of a point.
@@ -120,10 +135,7 @@ class Design:
         Raises:
             ConfigError: one is not.
         """
-        ends = [
-            (d.at(0.0), d.at(1.0)) if isinstance(d, Interval) else d.values
-            for d in self.space.dimensions
-        ]
+        ends = [self._ends(d) for d in self.space.dimensions]
         first = [some[0] for some in ends]
         for place, some in enumerate(ends):
             for value in some:
@@ -146,6 +158,13 @@ class Design:
     def plain(self) -> dict[str, Any]:
         """Return it as plain values, by which two sweeps can be told apart."""
         return {"config": self.tree, **self.space.plain()}
+
+    @staticmethod
+    def _ends(dimension: Dimension) -> tuple[Value, ...]:
+        """Return the values of a key, or the ends of its interval."""
+        if isinstance(dimension, Interval):
+            return dimension.at(0.0), dimension.at(1.0)
+        return dimension.values
 
     def _load(self, words: Sequence[str]) -> Config:
         try:

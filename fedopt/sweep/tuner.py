@@ -34,6 +34,7 @@ log = logging.getLogger("fedopt")
 ETA = 3
 """One in so many goes on at each step of the halving."""
 
+_DRAWN = 5  # first trials, that are drawn evenly
 _LOOK_EVERY = 0.5  # seconds between looks at a run's rounds
 
 
@@ -63,7 +64,7 @@ class Tuner:
         jobs: runs that may go on at once.
 
     Raises:
-        ConfigError: Optuna is not installed, or nothing is varied.
+        ConfigError: Optuna is not installed.
     """
 
     def __init__(
@@ -77,8 +78,6 @@ class Tuner:
         jobs: int,
     ) -> None:
         self._optuna = import_optuna()
-        if not design.space.dimensions:
-            raise ConfigError("nothing is varied: give a key several values", key="--search tpe")
         self._design, self._book, self._metric = design, book, metric
         self._count, self._seed, self._halves, self._jobs = count, seed, halves, jobs
         self._sign = 1.0 if is_higher_better(metric) else -1.0
@@ -165,7 +164,7 @@ class Tuner:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.sampler = optuna.samplers.TPESampler(
                 seed=derive(self._seed, "tuner", number) % 2**32,
-                n_startup_trials=min(10, max(3, self._count // 4)),
+                n_startup_trials=_DRAWN,
                 constant_liar=self._jobs > 1,
             )
             asked = study.ask(distributions)
