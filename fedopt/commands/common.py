@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,20 +46,10 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
 
 def configuration(arguments: list[str]) -> Any:
     """Return the configuration that a file and overrides give."""
-    from fedopt.config import load
+    from fedopt.config import load, split_arguments
 
     path, words = split_arguments(arguments)
     return load(path, words)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the configuration file that arguments begin with, or None, and the words after it."""
-    if not arguments:
-        return None, []
-    first = Path(arguments[0])
-    # A file's path may have a "=", and then it is there.
-    is_path = "=" not in arguments[0] or (first.suffix == ".toml" and first.is_file())
-    return (first, list(arguments[1:])) if is_path else (None, list(arguments))
 
 
 def show_summary(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:

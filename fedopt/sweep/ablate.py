@@ -16,7 +16,7 @@ from fedopt.analysis.plots import convergence_plot
 from fedopt.analysis.sections import Section
 from fedopt.analysis.store import SUMMARY_FILE, default_directory, to_json
 from fedopt.analysis.targets import Target
-from fedopt.commands.common import split_arguments
+from fedopt.config import split_arguments
 from fedopt.errors import ConfigError
 from fedopt.interruption import InterruptedRunError
 from fedopt.sweep.ablation import (

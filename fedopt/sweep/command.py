@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from fedopt.analysis.store import default_directory
 from fedopt.analysis.targets import Target
-from fedopt.commands.common import split_arguments
+from fedopt.config import split_arguments
 from fedopt.errors import ConfigError, unknown_name
 from fedopt.interruption import InterruptedRunError
 from fedopt.sweep.book import BOOK_FILE, Book, Task, read_book
