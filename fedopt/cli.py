@@ -29,7 +29,7 @@ from fedopt.commands.common import (
     guarded,
     show_summary,
 )
-from fedopt.errors import ConfigError, unknown_name
+from fedopt.errors import unknown_name
 
 app = typer.Typer(
     name="fedopt",
@@ -128,50 +128,6 @@ def replay(
     Example: fedopt replay runs/scaffold --round 12 --client 7 --pdb
     """
     guarded(lambda: _replay(run_dir, round, client, use_pdb, as_json), debug)
-
-
-@app.command()
-def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
-    x: Annotated[str, typer.Option("--x", help="rounds, bytes, seconds, wall or steps")] = "rounds",
-    out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
-        "convergence.png"
-    ),
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            help="a column of rounds.csv to draw in place of loss and accuracy; may be repeated",
-        ),
-    ] = None,
-    debug: Debug = False,
-) -> None:
-    """Draw the convergence of one run, or of several over each other.
-
-    Example: fedopt plot runs/fedavg runs/scaffold --x bytes --out comparison.pdf
-    """
-    guarded(lambda: _plot(run_dirs, x, metric or [], out), debug)
-
-
-@app.command()
-def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help="METRIC=VALUE, such as test_accuracy=0.9: what it cost"),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option("--metric", help="a column of rounds.csv (default: that of the target)"),
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Compare runs: final and best value of a metric, and rounds, bytes and time to a target.
-
-    Example: fedopt compare runs/fedavg runs/scaffold --target test_accuracy=0.9
-    """
-    guarded(lambda: _compare(run_dirs, target, metric, as_json), debug)
 
 
 @app.command()
@@ -295,7 +251,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     guarded(lambda: _doctor(as_json), debug)
 
 
-MODULES: tuple[str, ...] = ("deploy",)
+MODULES: tuple[str, ...] = ("plot", "compare", "sweep", "ablate", "deploy")
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
 for _name in MODULES:
@@ -417,42 +373,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plot(run_dirs: list[Path], x: str, metrics: list[str], out: Path) -> None:
-    from fedopt.analysis.plots import convergence_figure, save_figure
-    from fedopt.analysis.store import read_history
-
-    histories = [(directory.resolve().name, read_history(directory)) for directory in run_dirs]
-    typer.echo(str(save_figure(convergence_figure(histories, x=x, metrics=metrics), out)))
-
-
-def _compare(run_dirs: list[Path], target: str | None, metric: str | None, as_json: bool) -> None:
-    from fedopt.analysis.comparison import comparison, comparison_table
-    from fedopt.analysis.store import read_history
-
-    name, value = metric or "test_accuracy", None
-    if target is not None:
-        name, sign, number = target.partition("=")
-        try:
-            value = float(number)
-        except ValueError:
-            sign = ""
-        if not sign or (metric is not None and metric != name):
-            of = f" of --metric {metric}" if metric is not None else ""
-            raise ConfigError(
-                f'got "{target}", expected METRIC=VALUE{of}, such as test_accuracy=0.9',
-                key="--target",
-            )
-    histories = [(str(directory), read_history(directory)) for directory in run_dirs]
-    rows = comparison(histories, name, value)
-    if as_json:
-        plain = [{k: None if v != v else v for k, v in row.items()} for row in rows]
-        typer.echo(json.dumps(plain, indent=2))
-        return
-    from rich.console import Console
-
-    Console().print(comparison_table(rows, name, value))
 
 
 def _timeline(run_dir: Path, rounds: str, out: Path) -> None:

@@ -236,6 +236,16 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables
     return Config.from_tree(tree)
 
 
+def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Return the configuration file that arguments begin with, or None, and the words after it."""
+    if not arguments:
+        return None, []
+    first = Path(arguments[0])
+    # A file's path may have a "=", and then it is there.
+    is_path = "=" not in arguments[0] or (first.suffix == ".toml" and first.is_file())
+    return (first, list(arguments[1:])) if is_path else (None, list(arguments))
+
+
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,15 +86,47 @@ class Run:
             **{f"client_{name}": rows for name, rows in snapshot.client_vectors.items()},
         }
 
-    def plot(self, x: str = "rounds") -> Figure:
-        """Return the convergence figure of the run.
+    def plot(
+        self,
+        x: str = "rounds",
+        *,
+        metrics: Sequence[str] = (),
+        beside: Sequence[Run] = (),
+        target: str | None = None,
+        smooth: int = 1,
+        log: str = "auto",
+        width: float | str = "text",
+        title: str | None = None,
+    ) -> Figure:
+        """Return the convergence figure of the run, or of several.
 
         Args:
             x: `rounds`, `bytes`, `seconds` (simulated), `wall` or `steps`.
+            metrics: columns of `rounds.csv`, or `loss`, `accuracy`, `calibration`, `distribution`;
+                default: loss and accuracy.
+            beside: other runs, over this one; those that differ in the seed alone become a mean
+                with a band.
+            target: `METRIC=VALUE`, drawn as a line, with the place where each curve reaches it.
+            smooth: window of a running mean over evaluations, odd; the figure says it.
+            log: axes that are logarithmic: `x`, `y`, `xy`, `none` or `auto`.
+            width: `column`, `text` or a number of inches.
+            title: a line above the panels.
         """
-        from fedopt.analysis.plots import convergence_figure
+        from fedopt.analysis.groups import Group, group_runs, stored
+        from fedopt.analysis.plots import convergence_plot
+        from fedopt.analysis.targets import Target
 
-        return convergence_figure([(self.config.strategy.name, self.history)], x=x)
+        names = [run.config.strategy.name for run in (self, *beside)]
+        runs = [
+            stored(name, run.history, run.config.dump())
+            for name, run in zip(names, (self, *beside), strict=True)
+        ]
+        groups = group_runs(runs) if beside else [Group(names[0], (runs[0],), is_counted=False)]
+        goal = Target.parse(target) if target else None
+        plot = convergence_plot(
+            groups, x, title, metrics, target=goal, smooth=smooth, log=log, width=width
+        )
+        return plot.figure
 
     def __repr__(self) -> str:
         final = self.summary.get("final", {})

@@ -33,6 +33,7 @@ OUTER = (
     "demo",
     "doctor",
     "testing",
+    "sweep",
 )
 """What stands above the packages that need torch alone."""
 
@@ -86,6 +87,21 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.commands",
     },
     "fedopt.analysis": {
+        "flwr",
+        "ray",
+        "fedopt.client",
+        "fedopt.server",
+        "fedopt.simulation",
+        "fedopt.run",
+        "fedopt.recorder",
+        "fedopt.results",
+        "fedopt.cli",
+        "fedopt.commands",
+        "fedopt.sweep",
+    },
+    # Runs of a sweep are processes: it reads what they leave, and needs nothing that trains.
+    "fedopt.sweep": {
+        "torch",
         "flwr",
         "ray",
         "fedopt.client",

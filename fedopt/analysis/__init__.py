@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from fedopt.analysis.columns import ROUND_COLUMNS as ROUND_COLUMNS
     from fedopt.analysis.columns import Column as Column
     from fedopt.analysis.columns import markdown_table as markdown_table
+    from fedopt.analysis.comparison import Comparison as Comparison
     from fedopt.analysis.distribution import ClientDistribution as ClientDistribution
     from fedopt.analysis.distribution import client_distribution as client_distribution
+    from fedopt.analysis.groups import Group as Group
+    from fedopt.analysis.groups import group_runs as group_runs
+    from fedopt.analysis.groups import read_stored as read_stored
+    from fedopt.analysis.intervals import MeanInterval as MeanInterval
+    from fedopt.analysis.intervals import mean_interval as mean_interval
     from fedopt.analysis.metrics import ReliabilityBins as ReliabilityBins
     from fedopt.analysis.metrics import classification_metrics as classification_metrics
     from fedopt.analysis.metrics import expected_calibration_error as expected_calibration_error
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     from fedopt.analysis.paired import PairedInterval as PairedInterval
     from fedopt.analysis.paired import paired_interval as paired_interval
     from fedopt.analysis.plots import convergence_figure as convergence_figure
+    from fedopt.analysis.plots import convergence_plot as convergence_plot
     from fedopt.analysis.plots import save_figure as save_figure
     from fedopt.analysis.progress import Progress as Progress
     from fedopt.analysis.progress import make_progress as make_progress
@@ -41,8 +48,19 @@ if TYPE_CHECKING:
     from fedopt.analysis.store import read_summary as read_summary
     from fedopt.analysis.summary import final_table as final_table
     from fedopt.analysis.summary import summarise as summarise
+    from fedopt.analysis.targets import Target as Target
+    from fedopt.analysis.targets import cost_to_target as cost_to_target
 
 _HOME = {
+    "Comparison": "comparison",
+    "Group": "groups",
+    "group_runs": "groups",
+    "read_stored": "groups",
+    "MeanInterval": "intervals",
+    "mean_interval": "intervals",
+    "convergence_plot": "plots",
+    "Target": "targets",
+    "cost_to_target": "targets",
     "Calibration": "calibration",
     "measure_calibration": "calibration",
     "reliability_figure": "calibration_plots",
@@ -82,24 +100,33 @@ __all__ = [
     "Calibration",
     "ClientDistribution",
     "Column",
+    "Comparison",
+    "Group",
+    "MeanInterval",
     "PairedInterval",
     "Progress",
     "ReliabilityBins",
     "RunWriter",
+    "Target",
     "classification_metrics",
     "client_distribution",
     "client_figure",
     "convergence_figure",
+    "convergence_plot",
+    "cost_to_target",
     "default_directory",
     "expected_calibration_error",
     "final_table",
+    "group_runs",
     "make_progress",
     "markdown_table",
     "maximum_calibration_error",
+    "mean_interval",
     "measure_calibration",
     "paired_interval",
     "read_clients",
     "read_history",
+    "read_stored",
     "read_summary",
     "reliability",
     "reliability_figure",

@@ -1,132 +1,243 @@
-"""Several runs beside each other: what they reached, and what it cost them to get there."""
+"""Several runs beside each other: what they reached, what it cost them, how they differ.
+
+Only computed here; `comparison_tables.py` says it in tables.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from fedopt.analysis.columns import ROUND_COLUMNS
-from fedopt.errors import ConfigError, unknown_name
+from fedopt.analysis.groups import Group
+from fedopt.analysis.intervals import LEVEL, MeanInterval, mean_interval
+from fedopt.analysis.paired import PairedInterval, paired_interval
+from fedopt.analysis.targets import COSTS, Target, cost_to_target, is_higher_better
+from fedopt.errors import ConfigError, did_you_mean
 
-if TYPE_CHECKING:
-    from rich.table import Table
 
-COSTS = (
-    ("rounds", "rounds", 1.0),
-    ("bytes", "MB", 1e-6),
-    ("sim_seconds", "virtual s", 1.0),
-    ("client_gradients", "gradients", 1.0),
-)
-"""Name, heading and factor of what a target costs."""
+@dataclass(frozen=True)
+class RunRow:
+    """What one run came to.
+
+    Args:
+        name: of the run.
+        label: of its group.
+        seed: None where it is not known.
+        rounds: the last one recorded.
+        final: by metric, the value measured last.
+        best: by metric, the best value.
+        best_round: by metric, the first round that had it.
+        costs: up to the target, by the names of `COSTS`; None where it is not reached.
+    """
+
+    name: str
+    label: str
+    seed: int | None
+    rounds: int
+    final: dict[str, float]
+    best: dict[str, float]
+    best_round: dict[str, int]
+    costs: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A group less the reference, seed by seed.
+
+    Args:
+        label: of the group.
+        quantity: `final NAME`, `best NAME`, or one of `COSTS`.
+        is_higher_better: which way is better.
+        interval: of the mean difference; None for less than two pairs.
+        mean: mean difference over the pairs; None without one.
+        pairs: seeds that both have.
+        left_out: further common seeds, of which one or both did not reach the target.
+    """
+
+    label: str
+    quantity: str
+    is_higher_better: bool
+    interval: PairedInterval | None
+    mean: float | None
+    pairs: int
+    left_out: int
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        if self.interval is None:
+            return "no interval: one pair" if self.pairs else "no pair"
+        if not self.interval.excludes_zero:
+            return "no difference shown"
+        return "better" if (self.interval.mean > 0) == self.is_higher_better else "worse"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs in groups, compared.
+
+    Args:
+        groups: at least one.
+        metrics: columns of `rounds.csv`, the first the one that counts.
+        target: a value to be reached, or None.
+        reference: the group that others are compared with.
+        rows: a row a run, by group.
+        differences: of every other group to the reference.
+    """
+
+    groups: tuple[Group, ...]
+    metrics: tuple[str, ...]
+    target: Target | None
+    reference: Group
+    rows: tuple[tuple[RunRow, ...], ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def has_repetitions(self) -> bool:
+        """Whether a group has several runs."""
+        return any(group.n > 1 for group in self.groups)
+
+    def mean_of(self, index: int, quantity: str) -> MeanInterval | None:
+        """Return the mean of a quantity over the runs of a group.
+
+        Args:
+            index: of the group.
+            quantity: as in `Difference`.
+
+        Returns:
+            None where a run did not reach the target, or did not measure it.
+        """
+        values = [value_of(row, quantity) for row in self.rows[index]]
+        known = [value for value in values if value is not None]
+        return mean_interval(known) if len(known) == len(values) else None
 
 
 def comparison(
-    histories: Sequence[tuple[str, pd.DataFrame]], metric: str, target: float | None
-) -> list[dict[str, object]]:
-    """Return a row a run: final and best value of a metric, and the cost of reaching a target.
+    groups: Sequence[Group],
+    metrics: Sequence[str],
+    target: Target | None = None,
+    reference: str | None = None,
+) -> Comparison:
+    """Compare groups of runs.
 
     Args:
-        histories: name and rounds of each run.
-        metric: a column of `rounds.csv` that has a better direction.
-        target: a value of it; None: none.
-
-    Returns:
-        For each run `run`, `final`, `best`, `best_round`, and with a target `reached` (whether) and
-        `rounds`, `bytes`, `sim_seconds`, `client_gradients` up to the first round at the target:
-        NaN where it was not reached or not measured.
+        groups: from `group_runs`, at least one.
+        metrics: columns of `rounds.csv` that have a better direction, at least one.
+        target: a value to be reached; its metric is compared too.
+        reference: label of the group that others are compared with; None: the first.
 
     Raises:
-        ConfigError: the metric is not known or has no better direction, or a run did not measure
-            it.
+        ConfigError: no run; a metric is not known, has no better direction or was not measured;
+            there is no such reference.
     """
-    better = {column.name: column.better for column in ROUND_COLUMNS}
-    if metric not in better:
-        raise unknown_name("--metric", metric, [name for name, way in better.items() if way])
-    if better[metric] is None:
-        allowed = ", ".join(name for name, way in better.items() if way)
-        raise ConfigError(
-            f'got "{metric}", of which neither more nor less is better; use one of {allowed}',
-            key="--metric",
+    if not groups:
+        raise ConfigError("there is no run to compare.")
+    names = list(dict.fromkeys([*metrics, *([target.metric] if target else [])]))
+    for name in names:
+        is_higher_better(name)
+    rows = tuple(
+        tuple(
+            run_row(run.name, group.label, run.seed, run.history, names, target)
+            for run in group.runs
         )
-    is_higher = better[metric] == "higher"
-    rows: list[dict[str, object]] = []
-    for name, history in histories:
-        values = history.set_index("round")[metric].dropna()
-        if values.empty:
+        for group in groups
+    )
+    base = _index(groups, reference)
+    quantities = [f"{kind} {name}" for name in names for kind in ("final", "best")]
+    if target is not None:
+        quantities += [cost.name for cost in COSTS]
+    differences = [
+        found
+        for index in range(len(groups))
+        if index != base
+        for quantity in quantities
+        if (found := difference(groups[index].label, rows[index], rows[base], quantity))
+    ]
+    return Comparison(tuple(groups), tuple(names), target, groups[base], rows, tuple(differences))
+
+
+def run_row(
+    name: str,
+    label: str,
+    seed: int | None,
+    history: pd.DataFrame,
+    metrics: Sequence[str],
+    target: Target | None,
+) -> RunRow:
+    """Return what a run came to.
+
+    Raises:
+        ConfigError: it did not measure a metric.
+    """
+    final, best, best_round = {}, {}, {}
+    for metric in metrics:
+        known = history[["round", metric]].dropna() if metric in history else history[:0]
+        if known.empty:
             raise ConfigError(f'"{name}" did not measure it', key=f"--metric {metric}")
-        best_round = int(str(values.idxmax() if is_higher else values.idxmin()))
-        row: dict[str, object] = {
-            "run": name,
-            "final": float(values.iloc[-1]),
-            "best": float(values.loc[best_round]),
-            "best_round": best_round,
-        }
-        if target is not None:
-            there = values[values >= target] if is_higher else values[values <= target]
-            row["reached"] = bool(len(there))
-            first = int(there.index[0]) if len(there) else None
-            row |= _cost(history, first)
-        rows.append(row)
-    return rows
+        values = known[metric].to_numpy(np.float64)
+        at = int(values.argmax() if is_higher_better(metric) else values.argmin())
+        final[metric], best[metric] = float(values[-1]), float(values[at])
+        best_round[metric] = int(known["round"].iloc[at])
+    costs = cost_to_target(history, target) if target is not None else None
+    return RunRow(name, label, seed, int(history["round"].iloc[-1]), final, best, best_round, costs)
 
 
-def _cost(history: pd.DataFrame, round: int | None) -> dict[str, float]:
-    """Return what the rounds up to one cost."""
-    if round is None:
-        return {name: math.nan for name, _, _ in COSTS}
-    row = history[history["round"] == round].iloc[-1]
-    return {
-        "rounds": float(round),
-        "bytes": float(row["bytes_up"] + row["bytes_down"]),
-        "sim_seconds": float(row["sim_seconds"]),
-        "client_gradients": float(row["client_gradients"]),
-    }
+def value_of(row: RunRow, quantity: str) -> float | None:
+    """Return a quantity of a run; None where it is not known. See `Difference`."""
+    kind, _, metric = quantity.partition(" ")
+    if metric:
+        return (row.final if kind == "final" else row.best)[metric]
+    value = None if row.costs is None else row.costs[quantity]
+    return None if value is None or value != value else value
 
 
-def comparison_table(
-    rows: Sequence[Mapping[str, object]], metric: str, target: float | None
-) -> Table:
-    """Return the rows as a table for the terminal (rich), without columns that no run measured.
+def difference(
+    label: str, rows: Sequence[RunRow], base: Sequence[RunRow], quantity: str
+) -> Difference | None:
+    """Return how runs differ from others in a quantity, in pairs of equal seed.
 
     Args:
-        rows: from `comparison`.
-        metric: their metric.
-        target: their target.
+        label: of the runs.
+        rows: the runs.
+        base: the others.
+        quantity: see `Difference`.
+
+    Returns:
+        None where they have no seed in common, or nobody measured the quantity.
     """
-    from rich.table import Table
-
-    table = Table(title=metric, title_justify="left")
-    table.add_column("run", overflow="fold")
-    for heading in ("final", "best", "in round"):
-        table.add_column(heading, justify="right")
-    shown = []
-    if target is not None:
-        shown = [cost for cost in COSTS if any(_is_number(row[cost[0]]) for row in rows)]
-        for _, heading, _ in shown:
-            table.add_column(f"{heading} to {target:g}", justify="right")
-        if not shown:
-            table.add_column(f"rounds to {target:g}", justify="right")
-    for row in rows:
-        cells = [str(row["run"]), f"{row['final']:.4f}", f"{row['best']:.4f}"]
-        cells.append(str(row["best_round"]))
-        for name, _, factor in shown:
-            value = row[name]
-            assert isinstance(value, float)
-            cells.append(_amount(value * factor) if row["reached"] else "not reached")
-        if target is not None and not shown:
-            cells.append("not reached")
-        table.add_row(*cells)
-    return table
+    mine = {row.seed: value_of(row, quantity) for row in rows if row.seed is not None}
+    theirs = {row.seed: value_of(row, quantity) for row in base if row.seed is not None}
+    common = [seed for seed in mine if seed in theirs]
+    pairs = [
+        (a, b)
+        for seed in common
+        if (a := mine[seed]) is not None and (b := theirs[seed]) is not None
+    ]
+    is_measured = any(v is not None for v in (*mine.values(), *theirs.values()))
+    if not common or not is_measured:
+        return None
+    metric = quantity.partition(" ")[2]
+    higher = is_higher_better(metric) if metric else False
+    ours, others = [a for a, _ in pairs], [b for _, b in pairs]
+    interval = paired_interval(ours, others, LEVEL) if len(pairs) > 1 else None
+    mean = interval.mean if interval else (ours[0] - others[0] if pairs else None)
+    return Difference(label, quantity, higher, interval, mean, len(pairs), len(common) - len(pairs))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
-
-
-def _amount(value: float) -> str:
-    if not math.isfinite(value):
-        return "-"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+def _index(groups: Sequence[Group], reference: str | None) -> int:
+    if reference is None:
+        return 0
+    labels = [group.label for group in groups]
+    if reference in labels:
+        return labels.index(reference)
+    inside = [i for i, group in enumerate(groups) if reference in {run.name for run in group.runs}]
+    if inside:
+        return inside[0]
+    known = "; ".join(labels)
+    raise ConfigError(
+        f'"{reference}" is not a group.{did_you_mean(reference, labels)} One of: {known}.',
+        key="--reference",
+    )

@@ -1,6 +1,7 @@
 """Convergence figures: loss and accuracy against rounds, bytes, seconds or steps.
 
-Figures are built with matplotlib's object interface: no pyplot, no global state, no window.
+Figures are built with matplotlib's object interface: no pyplot, no global state, no window. What
+they show is decided in `curves.py`.
 """
 
 from __future__ import annotations
@@ -13,80 +14,61 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from fedopt.analysis.columns import ROUND_COLUMNS
-from fedopt.analysis.style import (
-    COLOURS,
-    DASHES,
-    DPI,
-    FEW,
-    HEIGHT,
-    MARKERS,
-    SMALL,
-    TEXT,
-    WIDTH,
-    tidy,
-)
+from fedopt.analysis.curves import X_AXES, Line, Panel, Settings, panel_data, panels_of
+from fedopt.analysis.groups import Group, StoredRun
+from fedopt.analysis.style import COLOURS as _COLOURS
+from fedopt.analysis.style import DPI, FEW, HEIGHT, SMALL, TEXT, WIDTH, WIDTHS, tidy
+from fedopt.analysis.targets import Target
 from fedopt.atomic import write_atomically
-from fedopt.errors import ConfigError, RunError, unknown_name
+from fedopt.errors import ConfigError, RunError
 
-Floats = npt.NDArray[np.float64]
 Run = tuple[str, pd.DataFrame]
+
+_LEGEND_ROW = 0.17  # inches
+_NARROW = 5.0  # inches: below, panels stand above each other
+_NARROW_HEIGHT = 2.1
+_DECADES = 100.0  # ratio of largest to smallest loss from which on the axis is logarithmic
+_FORMATS = ("png", "svg", "pdf")
+_TARGET_COLOUR = "#404040"
+_OPACITY = 0.16  # of a band
+_BANDS = 3  # more of them are fainter
 
 
 @dataclass(frozen=True)
-class _Axis:
-    label: str
-    columns: tuple[str, ...]  # their sum is drawn
-    scale: float
-    missing: str  # why a run may not have it, and what to do
+class Plot:
+    """A figure and the numbers in it.
 
+    Args:
+        figure: the figure.
+        data: what it shows, a row a point (`fedopt.analysis.curves.panel_data`).
+    """
 
-_AXES = {
-    "rounds": _Axis("communication rounds", ("round",), 1.0, "has no rounds"),
-    "bytes": _Axis(
-        "MB sent up and down",
-        ("bytes_up", "bytes_down"),
-        1e-6,
-        "did not count its bytes; use --x rounds",
-    ),
-    "seconds": _Axis(
-        "simulated seconds",
-        ("sim_seconds",),
-        1.0,
-        "has no virtual clock (it ran without a system profile); use --x wall for real time",
-    ),
-    "wall": _Axis(
-        "wall-clock seconds", ("wall_seconds",), 1.0, "did not measure time; use --x rounds"
-    ),
-    "steps": _Axis(
-        "local steps, summed over clients",
-        ("client_steps",),
-        1.0,
-        "did not count its steps; use --x rounds",
-    ),
-}
+    figure: Figure
+    data: pd.DataFrame
 
-_Style = str | tuple[float, tuple[float, ...]]
-# What a single run's lines measure: colour, line style, marker.
-_PARTS: dict[str, tuple[str, _Style, str]] = {
-    "train": ("#56B4E9", (0.0, (3.0, 1.0)), "o"),
-    "validation": ("#009E73", (0.0, (1.0, 1.0)), "s"),
-    "test": ("#0072B2", "-", "^"),
-    "swa_test": ("#D55E00", "-", "v"),
-}
-_LABELS = {"swa_test": "test, averaged model"}
+    def save(self, path: str | Path, with_data: bool = True) -> list[Path]:
+        """Write the figure, and its numbers as CSV beside it; return the files.
 
-_LEGEND_ROW = 0.17  # inches
-_DECADES = 100.0  # ratio of largest to smallest loss from which on the axis is logarithmic
-_FORMATS = ("png", "svg", "pdf")
+        Raises:
+            ConfigError: the path ends in neither .png, .svg nor .pdf.
+            RunError: a file cannot be written.
+        """
+        files = [save_figure(self.figure, path)]
+        if with_data:
+            table = Path(path).with_suffix(".csv")
+            try:
+                write_atomically(table, self.data.to_csv(index=False).encode())
+            except OSError as error:
+                raise RunError(f"cannot write {table}: {error.strerror or error}.") from error
+            files.append(table)
+        return files
 
 
 def convergence_figure(
@@ -94,6 +76,7 @@ def convergence_figure(
     x: str = "rounds",
     title: str | None = None,
     metrics: Sequence[str] = (),
+    **options: Any,
 ) -> Figure:
     """Draw how one run or several converge: loss on the left, accuracy on the right.
 
@@ -106,7 +89,9 @@ def convergence_figure(
         x: `"rounds"`, `"bytes"` (up and down, in MB), `"seconds"` (virtual clock), `"wall"`
             (real seconds) or `"steps"` (local steps of all clients).
         title: a line above the panels.
-        metrics: real columns of `rounds.csv` to draw instead, a panel each, two in a row.
+        metrics: real columns of `rounds.csv` to draw instead, a panel each, two in a row; or
+            `loss`, `accuracy`, `calibration`, `distribution`, which stand for several.
+        options: as of `convergence_plot`.
 
     Returns:
         A figure of 7.0 inches by 2.8 or more (many runs need a taller legend), 200 dpi.
@@ -115,33 +100,96 @@ def convergence_figure(
         ConfigError: no run, a run without rounds, an unknown `x` or metric, or one that was not
             measured.
     """
-    if x not in _AXES:
-        raise unknown_name("--x", x, _AXES)
-    if not runs:
-        raise ConfigError("there is no run to plot.")
-    axis = _AXES[x]
-    places = [_places(run, axis, x) for run in runs]
-    if metrics:
-        panels = [_metric(name, runs, places) for name in dict.fromkeys(metrics)]
-    else:
-        panels = _one_run(runs[0][1], places[0]) if len(runs) == 1 else _many_runs(runs, places)
-    rows, columns = -(-len(panels) // 2), min(2, len(panels))
-    size = (WIDTH, HEIGHT * rows)
-    figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07))
+    groups = [
+        Group(label, (StoredRun(label, frame, {}, None),), is_counted=False)
+        for label, frame in runs
+    ]
+    return convergence_plot(groups, x, title, metrics, **options).figure
+
+
+def convergence_plot(
+    groups: Sequence[Group],
+    x: str = "rounds",
+    title: str | None = None,
+    metrics: Sequence[str] = (),
+    *,
+    target: Target | None = None,
+    smooth: int = 1,
+    log: str = "auto",
+    width: float | str = WIDTH,
+) -> Plot:
+    """Draw groups of runs over each other, each as its mean over the seeds with a 95 % band.
+
+    Args:
+        groups: from `fedopt.analysis.groups.group_runs`, at least one.
+        x: as in `convergence_figure`.
+        title: a line above the panels.
+        metrics: as in `convergence_figure`.
+        target: a value of a metric, drawn as a line; where a curve crosses it is marked.
+        smooth: window of a centred running mean over evaluations, odd; 1: none. The figure says it.
+        log: axes that are logarithmic: `"x"`, `"y"`, `"xy"`, `"none"`, or `"auto"`: that of a
+            loss that spans two decades.
+        width: inches, or `"column"` (3.3), `"text"` (7.0).
+
+    Raises:
+        ConfigError: as in `convergence_figure`; or a value on a logarithmic axis is not positive.
+    """
+    inches = figure_width(width)
+    if log not in ("auto", "none", "x", "y", "xy"):
+        raise ConfigError(f'got "{log}"; use x, y, xy, none or auto', key="--log")
+    panels = panels_of(groups, Settings(x, smooth, target), metrics)
+    _check_log(panels, x, log)
+    across = 1 if inches < _NARROW else min(2, len(panels))
+    down = -(-len(panels) // across)
+    height = HEIGHT if inches >= _NARROW else _NARROW_HEIGHT
+    figure = Figure(
+        figsize=(inches, height * down), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.07)
+    )
     drawn = []
     for index, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, index)
-        drawn.append(_draw(axes, panel))
-        axes.set_xlabel(axis.label, fontsize=TEXT)
-        if x == "rounds":
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+        axes = figure.add_subplot(down, across, index)
+        drawn.append(_draw(axes, panel, log))
+        axes.set_xlabel(X_AXES[x].label, fontsize=TEXT)
+        if ("x" in log and log != "xy") or log == "xy":
+            axes.set_xscale("log")
+        elif x == "rounds":
+            steps = [1, 2, 5, 10]
+            locator = MaxNLocator(nbins=7, steps=steps, integer=True, min_n_ticks=1)
+            axes.xaxis.set_major_locator(locator)
         elif x == "steps":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if any(len(panel.lines) > 1 for panel in panels):  # else the axes' labels say it all
-        _add_legend(figure, panels, drawn)
+    notes = _notes(panels, smooth)
+    # Axes' labels say it all where there is one line, unless it has a number of seeds to tell.
+    is_told = any(len(panel.lines) > 1 or panel.lines[0].n > 1 for panel in panels)
+    if is_told or target is not None:
+        _add_legend(figure, panels, drawn, notes)
+    elif notes:
+        figure.supxlabel(notes, fontsize=SMALL, color=_TARGET_COLOUR)
     if title:
-        figure.suptitle(title, fontsize=TEXT + 1)
-    return figure
+        figure.suptitle(title, fontsize=TEXT + 1).set_parse_math(False)
+    return Plot(figure, panel_data(panels, x))
+
+
+def figure_width(width: float | str) -> float:
+    """Return the inches of a width.
+
+    Raises:
+        ConfigError: it is neither a word of `WIDTHS` nor a number of inches in [2, 20].
+    """
+    inches = WIDTHS.get(str(width))
+    if inches is not None:
+        return inches
+    try:
+        inches = float(width)
+    except ValueError:
+        inches = 0.0
+    if not 2 <= inches <= 20:
+        raise ConfigError(
+            f'got "{width}"; use column ({WIDTHS["column"]} inches), text ({WIDTHS["text"]} '
+            "inches) or a number of inches in 2..20",
+            key="--width",
+        )
+    return inches
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
@@ -178,174 +226,161 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class _Line:
-    """Measured points and how to draw them; the best of a `ranked` line is marked."""
+def _check_log(panels: Sequence[Panel], x: str, log: str) -> None:
+    """Refuse logarithmic axes for what has no logarithm.
 
-    x: Floats
-    y: Floats
-    label: str
-    colour: str
-    style: _Style
-    marker: str
-    ranked: bool
-
-
-@dataclass(frozen=True)
-class _Panel:
-    label: str  # of the y axis
-    lines: tuple[_Line, ...]
-    accuracy: bool
-
-
-def _places(run: Run, axis: _Axis, x: str) -> Floats:
-    """Return where each of the run's rounds lies on the horizontal axis, `[rounds]`."""
-    label, frame = run
-    if frame.empty:
-        raise ConfigError(f'run "{label}" has no finished round yet.')
-    total = sum(frame[column].to_numpy(np.float64) for column in axis.columns) * axis.scale
-    places = np.asarray(total, dtype=np.float64)
-    if not np.isfinite(places).any():
-        raise ConfigError(f'run "{label}" {axis.missing}.', key=f"--x {x}")
-    return places
+    Raises:
+        ConfigError: naming the curve, the value and what to do.
+    """
+    for panel in panels:
+        for line in panel.lines:
+            if log in ("x", "xy") and len(line.x) and line.x.min() <= 0:
+                raise ConfigError(
+                    f'"{line.label}" has {line.x.min():g} {X_AXES[x].label}, which a logarithmic '
+                    "axis cannot show; use --log y or none, or another --x such as rounds",
+                    key=f"--log {log}",
+                )
+            if log in ("y", "xy") and line.y.min() <= 0:
+                raise ConfigError(
+                    f'"{line.label}" has a {panel.label} of {line.y.min():g}, which a logarithmic '
+                    "axis cannot show; use --log x or none, or draw other metrics (--metric loss)",
+                    key=f"--log {log}",
+                )
 
 
-def _one_run(frame: pd.DataFrame, places: Floats) -> list[_Panel]:
-    panels = []
-    for metric in ("loss", "accuracy"):
-        accuracy = metric == "accuracy"
-        found = {part: _measured(frame, f"{part}_{metric}", places) for part in _PARTS}
-        measured = {part: points for part, points in found.items() if points is not None}
-        lines = []
-        for part, points in measured.items():
-            colour, style, marker = _PARTS[part]
-            alone, last = len(measured) == 1, part == list(measured)[-1]
-            style = "-" if alone else style
-            text = _LABELS.get(part, part)
-            lines.append(_Line(*points, text, colour, style, marker, ranked=accuracy and last))
-        if lines:
-            label = f"{lines[0].label} {metric}" if len(lines) == 1 else metric
-            panels.append(_Panel(label, tuple(lines), accuracy))
-    if not panels:
-        raise ConfigError("the run has neither a loss nor an accuracy to plot.")
-    return panels
-
-
-def _many_runs(runs: Sequence[Run], places: Sequence[Floats]) -> list[_Panel]:
-    """Return one panel a metric; only what all runs measured shares an axis."""
-    accuracies = _common(runs, places, "test_accuracy")
-    labels = [label for label, _ in runs]
-    if accuracies:
-        labels = [
-            f"{label} (best {values.max():.3f})"
-            for label, (_, values) in zip(labels, accuracies, strict=True)
-        ]
-    panels: list[_Panel] = []
-    for name in ("test_loss", "train_loss", "test_accuracy"):
-        points = _common(runs, places, name)
-        if not points or (name == "train_loss" and panels):
-            continue
-        accuracy = name == "test_accuracy"
-        # Among many runs the marks would be clutter; the legend gives their values.
-        ranked = accuracy and len(runs) <= len(COLOURS)
-        lines = (
-            _Line(*pair, label, *_look(index, len(runs)), ranked=ranked)
-            for index, (label, pair) in enumerate(zip(labels, points, strict=True))
-        )
-        panels.append(_Panel(name.replace("_", " "), tuple(lines), accuracy))
-    if not panels:
-        raise ConfigError(
-            "the runs have neither test loss, train loss nor test accuracy in common; plot them "
-            "one by one."
-        )
-    return panels
-
-
-def _metric(name: str, runs: Sequence[Run], places: Sequence[Floats]) -> _Panel:
-    """Return the panel of one column of `rounds.csv`."""
-    known = {column.name: column for column in ROUND_COLUMNS if column.kind == "real"}
-    if name not in known:
-        raise unknown_name("--metric", name, known)
-    lines = []
-    for index, ((label, frame), place) in enumerate(zip(runs, places, strict=True)):
-        points = _measured(frame, name, place)
-        if points is None:
-            raise ConfigError(f'run "{label}" did not measure it.', key=f"--metric {name}")
-        lines.append(_Line(*points, label, *_look(index, len(runs)), ranked=len(runs) == 1))
-    column = known[name]
-    accuracy = column.unit == "fraction" and column.better == "higher"
-    unit = f" [{column.unit}]" if column.unit == "s" else ""
-    return _Panel(name.replace("_", " ") + unit, tuple(lines), accuracy)
-
-
-def _common(
-    runs: Sequence[Run], places: Sequence[Floats], column: str
-) -> list[tuple[Floats, Floats]]:
-    """Return the measured points of every run, or none at all if one run has none."""
-    points = [
-        _measured(frame, column, place) for (_, frame), place in zip(runs, places, strict=True)
-    ]
-    return [pair for pair in points if pair is not None] if None not in points else []
-
-
-def _measured(frame: pd.DataFrame, column: str, places: Floats) -> tuple[Floats, Floats] | None:
-    """Return the points that were measured and are finite, None if there are none."""
-    if column not in frame:
-        return None
-    values = frame[column].to_numpy(np.float64)
-    known = np.isfinite(values) & np.isfinite(places)
-    return (places[known], values[known]) if known.any() else None
-
-
-def _look(index: int, runs: int) -> tuple[str, str, str]:
-    """Return colour, line style and marker of the run at `index` among so many `runs`."""
-    turn = index // len(COLOURS)
-    # Curves that coincide stay visible: each is dashed otherwise than the one drawn before it.
-    dash = DASHES[(turn if runs > len(COLOURS) else index) % len(DASHES)]
-    return COLOURS[index % len(COLOURS)], dash, MARKERS[(index + turn) % len(MARKERS)]
-
-
-def _draw(axes: Axes, panel: _Panel) -> list[Line2D]:
+def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
     """Draw a panel and return the handles of its lines, in order."""
-    handles = []
-    crowded = len(panel.lines) > len(COLOURS)
-    for line in panel.lines:
-        few = len(line.x) <= FEW
-        handles += axes.plot(
-            line.x,
-            line.y,
-            color=line.colour,
-            linestyle=line.style,
-            linewidth=1.2,
-            label=line.label,
-            marker=line.marker if few or crowded else "",
-            markersize=3.0,
-            markevery=1 if few else max(1, len(line.x) // 8),
-            solid_joinstyle="round",
-        )
+    curves = [line for line in panel.lines if not line.is_reference]
+    crowded = len(curves) > len(_COLOURS)
+    opacity = _OPACITY if len(curves) <= _BANDS else _OPACITY / 2
+    for line in curves:
+        if line.low is not None and line.high is not None:
+            low, high = line.low, line.high
+            if panel.is_share:  # an interval may reach beyond what a share can be
+                low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+            axes.fill_between(line.x, low, high, color=line.look.colour, alpha=opacity, linewidth=0)
+    handles = [
+        _draw_reference(axes, line)
+        if line.is_reference
+        else _draw_curve(axes, line, crowded, index / len(panel.lines))
+        for index, line in enumerate(panel.lines)
+    ]
     axes.set_ylabel(panel.label, fontsize=TEXT)
     tidy(axes)
     values = np.concatenate([line.y for line in panel.lines])
-    if panel.accuracy:
-        _frame_accuracy(axes, values)
-        _mark_best(axes, panel)
-    elif values.min() > 0 and values.max() / values.min() > _DECADES:
-        axes.set_yscale("log")
+    if panel.target is not None:
+        values = np.append(values, panel.target)
+    is_wide = log == "auto" and not panel.is_share and values.min() > 0
+    if log in ("y", "xy") or (is_wide and values.max() / values.min() > _DECADES):
+        axes.set_yscale("log", nonpositive="clip")
         axes.minorticks_off()
+        axes.set_ylim(values.min() / 1.2, values.max() * 1.2)
+    elif panel.is_share:
+        has_best = any(line.ranked for line in panel.lines)
+        _frame_share(axes, _with_bands(panel, values), has_best)
+    if panel.is_share and log not in ("y", "xy"):
+        _mark_best(axes, panel)
+    if panel.target is not None:
+        _draw_target(axes, panel)
     return handles
 
 
-def _frame_accuracy(axes: Axes, values: Floats) -> None:
-    """Leave room above the curves for the best value, and no tick above 1."""
+def _with_bands(panel: Panel, values: Any) -> Any:
+    """Return values together with the ends of bands, cut to what a share can be."""
+    ends = [end for line in panel.lines for end in (line.low, line.high) if end is not None]
+    return np.concatenate([values, *(np.clip(end, 0, 1) for end in ends)])
+
+
+def _draw_curve(axes: Axes, line: Line, crowded: bool, share: float) -> Artist:
+    """Draw a curve; its markers begin at a share of their distance, so that none hide others."""
+    few = len(line.x) <= FEW
+    is_mean = line.n > 1
+    apart = max(1, len(line.x) // 8)
+    return axes.plot(
+        line.x,
+        line.y,
+        color=line.look.colour,
+        linestyle=line.look.style,
+        linewidth=1.2,
+        label=line.label,
+        marker=line.look.marker if few or crowded or is_mean else "",
+        markersize=3.0,
+        markevery=1 if few else (int(share * apart), apart),
+        solid_joinstyle="round",
+    )[0]
+
+
+def _draw_reference(axes: Axes, line: Line) -> Artist:
+    if line.low is not None and line.high is not None:
+        axes.axhspan(
+            float(line.low[0]), float(line.high[0]), color=line.look.colour, alpha=0.1, linewidth=0
+        )
+    return axes.axhline(
+        float(line.y[0]),
+        color=line.look.colour,
+        linestyle=line.look.style,
+        linewidth=1.0,
+        label=line.label,
+    )
+
+
+def _draw_target(axes: Axes, panel: Panel) -> None:
+    """Draw the target, and where curves cross it: a mark a run, a filled one at the mean."""
+    value = panel.target
+    assert value is not None
+    axes.axhline(value, color=_TARGET_COLOUR, linewidth=0.7, linestyle=(0, (2, 2)), label="_target")
+    for line in panel.lines:
+        colour = line.look.colour
+        if line.n > 1:
+            axes.plot(
+                line.reached,
+                [value] * len(line.reached),
+                linestyle="",
+                marker="|",
+                markersize=6,
+                color=colour,
+                label="_reached",
+            )
+        if len(line.reached) == line.n:
+            mean = float(np.mean(line.reached))
+            axes.plot(
+                [mean],
+                [value],
+                linestyle="",
+                marker=line.look.marker,
+                markersize=4.5,
+                color=colour,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+                label="_mean_reached",
+                zorder=6,
+            )
+            bottom = axes.get_ylim()[0]
+            axes.vlines(mean, bottom, value, color=colour, linewidth=0.7, linestyle=(0, (1, 2)))
+            axes.set_ylim(bottom=bottom)
+
+
+def _notes(panels: Sequence[Panel], smooth: int) -> str:
+    """Return what has to be said below a figure."""
+    notes = []
+    if any(line.low is not None for panel in panels for line in panel.lines):
+        notes.append("mean over n seeds, band: 95 % t interval")
+    if smooth > 1:
+        notes.append(f"curves smoothed: running mean over {smooth} evaluations")
+    return "; ".join(notes)
+
+
+def _frame_share(axes: Axes, values: Any, has_best: bool) -> None:
+    """Leave room above the curves, more for the best value, and no tick above 1."""
     low, high = float(values.min()), float(values.max())
     span = max(high - low, 0.02)
-    bottom, top = max(low - 0.06 * span, -0.02), high + 0.16 * span
+    bottom, top = max(low - 0.06 * span, -0.02), high + (0.16 if has_best else 0.06) * span
     axes.set_ylim(bottom, top)
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
     axes.set_yticks([tick for tick in ticks if bottom <= tick <= min(top, 1 + 1e-9)])
 
 
-def _mark_best(axes: Axes, panel: _Panel) -> None:
+def _mark_best(axes: Axes, panel: Panel) -> None:
     """Ring each line's best accuracy; the value is written where there is one line only."""
     ranked = [line for line in panel.lines if line.ranked]
     for line in ranked:
@@ -358,7 +393,7 @@ def _mark_best(axes: Axes, panel: _Panel) -> None:
             marker="o",
             markersize=4.5,
             markerfacecolor="white",
-            markeredgecolor=line.colour,
+            markeredgecolor=line.look.colour,
             markeredgewidth=1.0,
             label="_best",
             zorder=5,
@@ -379,24 +414,30 @@ def _mark_best(axes: Axes, panel: _Panel) -> None:
         )
 
 
-def _add_legend(figure: Figure, panels: Sequence[_Panel], drawn: Sequence[list[Line2D]]) -> None:
+def _add_legend(
+    figure: Figure, panels: Sequence[Panel], drawn: Sequence[list[Artist]], notes: str
+) -> None:
     """Put one legend for all panels below them, where it covers no data."""
-    handles: list[Line2D] = []
-    texts: list[str] = []
+    handles: dict[tuple[str, int], Artist] = {}
+    notes_of: dict[tuple[str, int], str] = {}
     for panel, lines in zip(panels, drawn, strict=True):
         # Further panels repeat the first one's labels; two runs may share theirs within one.
-        known = set(texts)
+        turns: dict[str, int] = {}
         for line, handle in zip(panel.lines, lines, strict=True):
-            if line.label not in known:
-                handles.append(handle)
-                texts.append(line.label)
-    # A character of 7 point text is about 0.058 inches wide, a handle with its gaps 0.5.
-    widest = max(len(text) for text in texts) * 0.058 + 0.5
-    columns = max(1, min(len(texts), int(WIDTH / widest)))
+            turn = turns[line.label] = turns.get(line.label, 0) + 1
+            handles.setdefault((line.label, turn), handle)
+            if line.note:
+                notes_of[line.label, turn] = line.note
+    texts = [label + notes_of.get((label, turn), "") for label, turn in handles]
+    # A character of 7 point text is about 0.05 inches wide, a handle with its gaps 0.5.
+    widest = max(len(text) for text in texts) * 0.05 + 0.5
+    width = figure.get_figwidth()
+    columns = max(1, min(len(texts), int(width / widest)))
     rows = -(-len(texts) // columns)
-    figure.set_figheight(figure.get_figheight() + max(0, rows - 1) * _LEGEND_ROW)
+    lines_of_notes = 1 if notes else 0
+    figure.set_figheight(figure.get_figheight() + max(0, rows - 1 + lines_of_notes) * _LEGEND_ROW)
     legend = figure.legend(
-        handles,
+        list(handles.values()),
         texts,
         loc="outside lower center",
         ncols=columns,
@@ -405,6 +446,8 @@ def _add_legend(figure: Figure, panels: Sequence[_Panel], drawn: Sequence[list[L
         handlelength=2.2,
         columnspacing=1.4,
         borderaxespad=0.2,
+        title=notes or None,
+        title_fontproperties={"size": SMALL},
     )
     for text in legend.get_texts():
         text.set_parse_math(False)  # a "$" in a run's name is a dollar sign

@@ -20,6 +20,8 @@ DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 WIDTH, HEIGHT, DPI = 7.0, 2.8, 200  # inches, inches, dots per inch: a two-column page
+COLUMN = 3.3  # inches: one column of two
+WIDTHS = {"text": WIDTH, "column": COLUMN}
 TEXT, SMALL = 8.0, 7.0  # points
 FEW = 15  # points: up to here each measurement gets a marker
 

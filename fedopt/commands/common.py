@@ -46,10 +46,10 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
 
 def configuration(arguments: list[str]) -> Any:
     """Return the configuration that a file and overrides give."""
-    from fedopt.config import load
+    from fedopt.config import load, split_arguments
 
-    path = arguments[0] if arguments and "=" not in arguments[0] else None
-    return load(path, arguments[1:] if path else arguments)
+    path, words = split_arguments(arguments)
+    return load(path, words)
 
 
 def show_summary(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sweep.in_process import Pretended, in_process
 from typer.testing import CliRunner
 
 from fedopt import registry
@@ -23,7 +24,10 @@ QUICK = {
     "run": ["rounds=2", "engine.name=inline", "checkpoint.every=1", "--quiet"],
     "demo": ["--rounds", "2", "--engine", "inline", "--quiet"],
     "resume": ["--quiet"],
+    "sweep": ["rounds=2", "--quiet"],
+    "ablate": ["rounds=2", "--quiet", "--seeds", "2"],
 }
+ONCE = ("sweep", "ablate")  # take a key once
 _FILE = re.compile(r"# (\w+\.py)\n")
 
 PAGES_WITH_CODE = [
@@ -41,6 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for kind, table in registry._entries.items():
         monkeypatch.setitem(registry._entries, kind, dict(table))
     shutil.copytree(ROOT / "simulations", tmp_path / "simulations")
+    # Runs of sweeps are not trained here: tests of their own do that.
+    monkeypatch.setattr("fedopt.sweep.drive.Child", in_process(Pretended))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     known = set(sys.modules)
@@ -81,6 +87,9 @@ def _commands(block: Block) -> list[list[str]]:
 def _run_command(page: Path, block: Block, command: list[str]) -> None:
     subcommand, *words = command
     extra = QUICK.get(subcommand, [])
+    if subcommand in ONCE:
+        given = {word.partition("=")[0] for word in extra if "=" in word}
+        words = [word for word in words if word.partition("=")[0] not in given]
     result = CliRunner().invoke(app, [subcommand, *words, *extra])
     said = f"{name(page)}:{block.line}: fedopt {' '.join(command)}\n{result.output}"
     assert result.exit_code == 0, said
