@@ -23,6 +23,7 @@ from fedopt.schema import (
     ArrivalTable,
     ClipTable,
     CurriculumTable,
+    DeploymentTable,
     FailuresTable,
     GradientTable,
     PrivacyTable,
@@ -179,6 +180,16 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
             "scale": positive,
             "shift": st.floats(-1e6, 1e6),
         },
+        "sites": {
+            **SPLIT_KEYS,
+            "path": st.text(),
+            "target": st.text(),
+            "columns": st.lists(st.text(), max_size=3),
+            "labels": st.lists(st.text(), max_size=3),
+            "classes": st.integers(2, 10**6),
+            "scale": positive,
+            "shift": st.floats(-1e6, 1e6),
+        },
         "synthetic": {
             **SPLIT_KEYS,
             "alpha": st.floats(0, 10),
@@ -330,7 +341,7 @@ CROSS_CHECKED = {"nesterov", "norm"}
 
 
 def choice(key: str) -> st.SearchStrategy[dict[str, Any]]:
-    names = [n for n in VALUES[key] if n not in ("synthetic", "files", "multi_step")]
+    names = [n for n in VALUES[key] if n not in ("synthetic", "files", "sites", "multi_step")]
     return st.sampled_from(names).flatmap(lambda n: named(n, **VALUES[key][n]))
 
 
@@ -390,6 +401,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "sharpness_rho": st.floats(1e-6, 10.0),
     },
     "checkpoint": {"every": st.integers(0, 100), "keep": small, "minutes": positive},
+    "deployment": by_schema(DeploymentTable),
 }
 for _key, _names in NEEDS_OTHERS.items():
     for _name in _names:

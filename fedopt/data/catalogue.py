@@ -109,11 +109,13 @@ class SitesOptions(DatasetOptions):
     )
     columns: tuple[str, ...] = Field(
         (),
+        strict=False,
         description="Columns of a table that are inputs, in this order. Empty: all but the "
         "target, in the table's order.",
     )
     labels: tuple[str, ...] = Field(
         (),
+        strict=False,
         description="Names of the classes in the order of their numbers; needed where labels are "
         "names, as with images in a folder for each class.",
     )
