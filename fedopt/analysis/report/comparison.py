@@ -141,7 +141,7 @@ def _figure(
         chart = line_chart(
             lines,
             axis.label,
-            "",
+            "mean over seeds",
             name=f"{title} by {axis.label}",
             text=f"At the end {last}.",
             whole_x=axis.key == "rounds",

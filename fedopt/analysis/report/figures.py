@@ -241,7 +241,7 @@ def number(value: object) -> str:
         plain = float(value)
         if plain.is_integer() and abs(plain) < 1e15:
             return f"{plain:,.0f}" if abs(plain) >= 1 else f"{plain:g}"
-        return human_metric(plain)
+        return f"{plain:.4g}" if 1e-4 <= abs(plain) < 0.1 else human_metric(plain)
     return str(value)
 
 

@@ -87,6 +87,8 @@ class Axis:
 
     def labels(self) -> list[str]:
         """Return the texts of the ticks, all with as many decimals as they need together."""
+        if self.is_log:
+            return [tick_labels([tick])[0] for tick in self.ticks]
         return tick_labels(self.ticks)
 
 

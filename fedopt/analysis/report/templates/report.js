@@ -57,6 +57,7 @@ function show(svg, index) {
 
 function hide(svg) {
   readout.hidden = true;
+  svg.at = undefined;
   svg.querySelector(".cursor")?.remove();
 }
 
