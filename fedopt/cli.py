@@ -295,7 +295,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     guarded(lambda: _doctor(as_json), debug)
 
 
-MODULES: tuple[str, ...] = ("report",)
+MODULES: tuple[str, ...] = ("dashboard", "export", "report", "watch")
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
 for _name in MODULES:

@@ -77,7 +77,7 @@ class RunWriter:
             ConfigError: the folder is not a run's, is being written by another process, a table
                 is damaged, or rounds up to `after_round` are missing from it.
         """
-        _check_run(directory)
+        check_run(directory)
         writer = cls.__new__(cls)
         writer.directory = directory
         writer._evaluations = None
@@ -296,7 +296,7 @@ def read_history(directory: str | Path) -> DataFrame:
     Raises:
         ConfigError: the folder is not a run's, or the file is damaged.
     """
-    path = _check_run(Path(directory)) / ROUNDS_FILE
+    path = check_run(Path(directory)) / ROUNDS_FILE
     return parse_frame(path.read_bytes(), ROUND_COLUMNS, path)
 
 
@@ -312,7 +312,7 @@ def read_clients(directory: str | Path) -> DataFrame:
     Raises:
         ConfigError: the folder is not a run's, or the file is missing or damaged.
     """
-    path = _check_run(Path(directory)) / CLIENTS_FILE
+    path = check_run(Path(directory)) / CLIENTS_FILE
     if not path.is_file():
         raise ConfigError(f"{directory} has no {CLIENTS_FILE}.")
     return parse_frame(path.read_bytes(), CLIENT_COLUMNS, path)
@@ -330,7 +330,7 @@ def read_evaluations(directory: str | Path) -> DataFrame:
     Raises:
         ConfigError: the folder is not a run's, or the file is damaged.
     """
-    path = _check_run(Path(directory)) / EVALUATIONS_FILE
+    path = check_run(Path(directory)) / EVALUATIONS_FILE
     return _evaluations(path.read_bytes() if path.is_file() else b"", path)
 
 
@@ -343,7 +343,7 @@ def read_summary(directory: str | Path) -> dict[str, object]:
     Raises:
         ConfigError: the folder is not a run's, the run has not finished, or the file is damaged.
     """
-    path = _check_run(Path(directory)) / SUMMARY_FILE
+    path = check_run(Path(directory)) / SUMMARY_FILE
     if not path.is_file():
         raise ConfigError(
             f"{directory} has no {SUMMARY_FILE}: the run has not finished. Wait for it, or "
@@ -394,7 +394,7 @@ def last_recorded_round(directory: Path) -> int:
     Raises:
         ConfigError: the folder is not a run's.
     """
-    return last_whole_round((_check_run(directory) / ROUNDS_FILE).read_bytes())
+    return last_whole_round((check_run(directory) / ROUNDS_FILE).read_bytes())
 
 
 def check_free(directory: Path) -> None:
@@ -429,7 +429,7 @@ def check_resumable(directory: Path) -> None:
                 f"was written. Nothing was trained: begin it again with `fedopt run ... --out "
                 f"{directory}`."
             )
-    _check_run(directory)
+    check_run(directory)
     if not (directory / CONFIG_FILE).exists():
         raise ConfigError(
             f"{directory} has rounds but no {CONFIG_FILE}: somebody removed it. Put it back; "
@@ -496,8 +496,12 @@ def _unmakeable(directory: Path, error: OSError) -> ConfigError:
     )
 
 
-def _check_run(directory: Path) -> Path:
-    """Return the folder if it is a run's, else raise the most helpful error."""
+def check_run(directory: Path) -> Path:
+    """Return the folder if it is a run's, else raise the most helpful error.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if (directory / ROUNDS_FILE).is_file():
         return directory
     if not directory.exists():

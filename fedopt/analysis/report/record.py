@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,8 @@ from fedopt.analysis.store import (
     read_history,
 )
 from fedopt.errors import ConfigError
-from fedopt.run_lock import LOCK_FILE
+from fedopt.run_status import run_status
 from fedopt.warning_log import WARNINGS_FILE
-
-STATUSES = ("running", "completed", "failed", "interrupted", "stopped")
-"""What can be said of a run; `stopped`: its process ended without a word."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class RunRecord:
 
     Args:
         name: of its folder, or words for it.
-        status: one of `STATUSES`.
+        status: as `fedopt.run_status` says it.
         history: its rounds, as by `read_history`.
         clients: its clients, as by `read_clients`.
         evaluations: evaluated clients, as by `read_evaluations`.
@@ -142,19 +138,6 @@ def read_run(
     )
 
 
-def run_status(directory: Path, summary: Mapping[str, object]) -> str:
-    """Return what a run does, or came to: one of `STATUSES`.
-
-    Args:
-        directory: the run's folder.
-        summary: what its `summary.json` holds, empty without one.
-    """
-    status = summary.get("status")
-    if status != "completed" and _is_written(directory):
-        return "running"
-    return str(status) if status in STATUSES else "stopped"
-
-
 def find_runs(places: Sequence[str | Path]) -> list[Path]:
     """Return the runs that places name: a run's folder itself, or the runs inside a folder.
 
@@ -183,23 +166,6 @@ def _runs_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if (path / ROUNDS_FILE).is_file())
-
-
-def _is_written(directory: Path) -> bool:
-    """Return whether a process of this machine has the folder's lock.
-
-    The lock itself is not touched: trying it could keep a run from starting.
-    """
-    holder = _text(directory / LOCK_FILE).strip()
-    if not holder.isdigit():
-        return (directory / LOCK_FILE).exists()  # the moment between making and filling it
-    try:
-        os.kill(int(holder), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _text(path: Path) -> str:
