@@ -54,17 +54,23 @@ def _dashboard(runs_dir: Path, host: str, port: int, open_page: bool) -> None:
             "warning: everyone who reaches this machine can read these runs, without a password",
             err=True,
         )
-    app = create_app(index, host)
+    app = create_app(index, host, is_stopping=lambda: server.should_exit)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+        lifespan="off",
+        access_log=False,
+        ws="none",
+    )
+    server = uvicorn.Server(settings)
     if open_page:
         import webbrowser
 
         # Connections are taken by the socket already; they are answered once the server runs.
         webbrowser.open(address)
-    settings = uvicorn.Config(
-        app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off", access_log=False
-    )
     with bound, contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[bound])
+        server.run(sockets=[bound])
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -39,7 +39,12 @@ _HEADERS = {
 _BEAT_SECONDS = 15.0  # a comment, so that a connection that is gone is noticed
 
 
-def create_app(index: RunIndex, host: str = "127.0.0.1", interval: float = 1.0) -> FastAPI:
+def create_app(
+    index: RunIndex,
+    host: str = "127.0.0.1",
+    interval: float = 1.0,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> FastAPI:
     """Return the application.
 
     Args:
@@ -47,6 +52,7 @@ def create_app(index: RunIndex, host: str = "127.0.0.1", interval: float = 1.0) 
         host: the address it is bound to; on a loopback one, only requests that name one are
             answered.
         interval: seconds between two looks for changes, while a page is open.
+        is_stopping: whether the server wants to end, so that open streams end too.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     expected = LOOPBACK if is_loopback(host) else None
@@ -87,8 +93,10 @@ def create_app(index: RunIndex, host: str = "127.0.0.1", interval: float = 1.0) 
 
     @app.get("/api/events")
     async def events(request: Request) -> Stream:
-        changes = _changes(index, interval, request.is_disconnected)
-        return Stream(changes, media_type="text/event-stream")
+        async def is_over() -> bool:
+            return is_stopping() or await request.is_disconnected()
+
+        return Stream(_changes(index, interval, is_over), media_type="text/event-stream")
 
     return app
 
@@ -142,13 +150,13 @@ def host_of(header: str) -> str:
 
 
 async def _changes(
-    index: RunIndex, interval: float, is_gone: Callable[[], Awaitable[bool]]
+    index: RunIndex, interval: float, is_over: Callable[[], Awaitable[bool]]
 ) -> AsyncIterator[str]:
     """Yield server-sent events: all runs first, then those that changed or went."""
     seen: dict[str, Any] = {}
     silent = 0.0
     is_first = True
-    while not await is_gone():
+    while not await is_over():
         entries = await asyncio.to_thread(index.entries)
         changed = [entry for run, entry in entries.items() if entry["version"] != seen.get(run)]
         gone = sorted(seen.keys() - entries.keys())

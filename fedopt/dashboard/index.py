@@ -87,8 +87,8 @@ class RunIndex:
         Raises:
             ConfigError: there is no such run below the root: links out of it do not count.
         """
-        path = (self.root / run).resolve()
-        if "\0" in run or not path.is_relative_to(self.root) or not is_run(path):
+        path = self.root if "\0" in run else (self.root / run).resolve()
+        if path == self.root or not path.is_relative_to(self.root) or not is_run(path):
             raise ConfigError(f'there is no run "{run}"')
         return path
 

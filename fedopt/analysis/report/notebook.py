@@ -13,26 +13,9 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from fedopt.analysis.report.page import asset
 from fedopt.analysis.report.svg import Line, line_chart, swatch
 from fedopt.analysis.units import human_bytes, human_metric, human_seconds
-
-_STYLE = """<style>
-.fedopt-run{display:flex;flex-wrap:wrap;gap:6px 24px;align-items:flex-start;background:#fff;color:#1b1f24;
-padding:8px 12px;border:1px solid #d0d7de;border-radius:8px;width:fit-content;max-width:100%;font:13px/1.4 system-ui,sans-serif}
-.fedopt-run table{border-collapse:collapse;font-size:13px;margin:0}
-.fedopt-run th,.fedopt-run td{padding:2px 8px;text-align:right;background:#fff;color:#1b1f24;border:0}
-.fedopt-run th:first-child{text-align:left;font-weight:500}
-.fedopt-run figure{margin:0;width:340px}
-.fedopt-run figcaption{font-size:12px}
-.fedopt-run .chart{width:340px;height:auto}
-.fedopt-run .chart text{fill:#57606a;font-size:12px}
-.fedopt-run .mid{text-anchor:middle}.fedopt-run .end{text-anchor:end}
-.fedopt-run .grid{stroke:#e4e7eb;fill:none}.fedopt-run .axis{stroke:#57606a;fill:none}
-.fedopt-run .line{fill:none;stroke-width:1.9}.fedopt-run .swatch{width:26px;height:12px}
-.fedopt-run .line.c0{stroke:#0072b2}.fedopt-run .line.c1{stroke:#d55e00}.fedopt-run .line.c2{stroke:#009e73}
-.fedopt-run .dot.c0{fill:#0072b2}.fedopt-run .dot.c1{fill:#d55e00}.fedopt-run .dot.c2{fill:#009e73}
-.fedopt-run .d1{stroke-dasharray:7 3}.fedopt-run .d2{stroke-dasharray:8 3 2 3}
-</style>"""
 
 _ROWS = ("test_accuracy", "test_loss", "train_loss", "validation_accuracy", "test_ece", "epsilon")
 _CHARTS = (
@@ -68,14 +51,16 @@ def run_html(
         if isinstance(value, int | float):
             rows.append((text, human_seconds(value), ""))
     cells = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td><td>{escape(top)}</td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"<td>{escape(value)}</td><td>{escape(top)}</td></tr>"
         for name, value, top in rows
     )
     title = f"{strategy}, {summary.get('rounds', len(history))} rounds"
     where = f"<p>{escape(directory)}</p>" if directory is not None else ""
     head = '<th scope="col"></th><th scope="col">final</th><th scope="col">best (round)</th>'
     return (
-        f'{_STYLE}<div class="fedopt-run"><div><strong>{escape(title)}</strong>'
+        f"<style>{asset('notebook.css')}</style>"
+        f'<div class="fedopt-run"><div><strong>{escape(title)}</strong>'
         f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{where}</div>"
         f"{_chart(history)}</div>"
     )
