@@ -218,7 +218,7 @@ def _short(key: str) -> str:
         return parts[-2] if parts[-2] not in ("swa", "curriculum", "compression") else key[:-5]
     if len(parts) == 1 or key.startswith("local.optimizer."):
         return parts[-1]
-    if parts[0] in CHOICES and len(parts) == 2:
+    if (parts[0] == "local" or parts[0] in CHOICES) and len(parts) == 2:
         return parts[-1]
     return ".".join(parts[-2:])
 

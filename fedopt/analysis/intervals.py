@@ -114,21 +114,20 @@ def mean_curve(curves: Sequence[Curve], level: float = LEVEL) -> Band:
         grid = _common_grid([x for x, _ in curves])
         rows = np.stack([np.interp(grid, x, y) for x, y in curves])
     n = len(rows)
-    mean = rows.mean(axis=0)
-    half = student_t_quantile(level, n - 1) * rows.std(axis=0, ddof=1) / math.sqrt(n)
+    mean: Floats = rows.mean(axis=0)
+    half: Floats = student_t_quantile(level, n - 1) * rows.std(axis=0, ddof=1) / math.sqrt(n)
     return Band(grid, mean, mean - half, mean + half, n)
 
 
 def _common_grid(places: Sequence[Floats]) -> Floats:
     low, high = max(x[0] for x in places), min(x[-1] for x in places)
     every = np.unique(np.concatenate([*places, np.array([low, high])]))
-    grid = every[(every >= low) & (every <= high)]
+    grid: Floats = every[(every >= low) & (every <= high)]
     if not len(grid):
         raise DataError("the curves have no part of the horizontal axis in common")
     if len(grid) > MOST_POINTS:
         grid = grid[np.linspace(0, len(grid) - 1, MOST_POINTS).round().astype(np.int64)]
-    kept: Floats = grid
-    return kept
+    return grid
 
 
 def running_mean(values: Floats, window: int) -> Floats:

@@ -49,6 +49,7 @@ def _report(places: list[Path], out: Path | None, targets: list[str], title: str
     from fedopt.analysis.report import (
         comparison_report,
         find_runs,
+        folder_report,
         read_run,
         run_report,
         write_report,
@@ -66,8 +67,9 @@ def _report(places: list[Path], out: Path | None, targets: list[str], title: str
     alone = len(places) == 1 and (places[0] / ROUNDS_FILE).is_file()
     if alone:
         text = run_report(read_run(runs[0]), wanted)
+    elif len(places) == 1:
+        text = folder_report(places[0], title, wanted)
     else:
-        heading = title or (places[0].resolve().name if len(places) == 1 else "Comparison")
-        text = comparison_report(runs, heading, targets=wanted)
+        text = comparison_report(runs, title or "Comparison", targets=wanted)
     usual = places[0] / "report.html" if len(places) == 1 else Path("comparison.html")
     typer.echo(str(write_report(out or usual, text)))

@@ -8,6 +8,7 @@ folder holds is read in `record.py`, charts are drawn in `svg.py`, figures made 
 from __future__ import annotations
 
 from fedopt.analysis.report.comparison import ExtraTable, comparison_report
+from fedopt.analysis.report.folder import folder_report, folder_tables
 from fedopt.analysis.report.page import write_report
 from fedopt.analysis.report.record import RunRecord, find_runs, read_run
 from fedopt.analysis.report.run_page import run_report
@@ -17,6 +18,8 @@ __all__ = [
     "RunRecord",
     "comparison_report",
     "find_runs",
+    "folder_report",
+    "folder_tables",
     "read_run",
     "run_report",
     "write_report",

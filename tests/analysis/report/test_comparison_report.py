@@ -11,7 +11,7 @@ import pytest
 import fedopt
 from fedopt.analysis import read_history
 from fedopt.analysis.intervals import mean_interval
-from fedopt.analysis.report import ExtraTable, comparison_report, find_runs
+from fedopt.analysis.report import ExtraTable, comparison_report, find_runs, folder_report
 from fedopt.analysis.targets import Target, cost_to_target
 from fedopt.errors import ConfigError
 
@@ -111,3 +111,17 @@ def test_places_without_runs_are_refused_with_what_is_there(runs, tmp_path):
         find_runs([tmp_path])
     with pytest.raises(ConfigError, match=r'Did you mean "fedavg0"'):
         find_runs([runs / "runs" / "fedavg_0"])
+
+
+def test_the_tables_of_a_sweep_are_part_of_its_page(runs):
+    (runs / "results.csv").write_text("run,lr,final,empty\nfedavg0,0.1,0.25,\nb<i>,0.2,,\n")
+    page = parse(folder_report(runs))
+    assert tables(by_id(page, "extra-0"))[""] == [
+        ["run", "lr", "final"],
+        ["fedavg0", "0.1000", "0.2500"],
+        ["b<i>", "0.2000", ""],
+    ]
+    (runs / "results.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"results\.csv is damaged"):
+        folder_report(runs)
+    (runs / "results.csv").unlink()
