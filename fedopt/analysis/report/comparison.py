@@ -40,6 +40,9 @@ METRICS = (
 )
 """Columns that are drawn where a run has them: name, title, whether they are shares."""
 
+MOST_BANDS = 4
+"""Groups up to which bands are drawn: more of them would cover each other."""
+
 MOST_LINES = 16
 """Groups that are drawn; of more the best by the first metric, and it is said."""
 
@@ -109,6 +112,11 @@ def _curves(groups: Sequence[Group], note: str) -> Section:
         if (figure := _figure(name, title, share, groups, axes)) is not None
     ]
     says = "Lines are means over seeds with their 95 % t interval; n is the number of seeds."
+    if len(groups) > MOST_BANDS:
+        says = (
+            "Lines are means over seeds; n is the number of seeds. The 95 % t intervals are in the "
+            f"tables alone: bands are drawn for up to {MOST_BANDS} groups."
+        )
     return Section("curves", "Curves", figures, note=f"{says} {note}".strip(), axes=tuple(axes))
 
 
@@ -123,7 +131,7 @@ def _figure(
     if not measured:
         return None
     keys = [
-        Key(f"{g.label} (n = {g.n})", *_look(i), turn, g.n > 1)
+        Key(f"{g.label} (n = {g.n})", *_look(i), turn, g.n > 1 and len(measured) <= MOST_BANDS)
         for turn, (i, g) in enumerate(measured)
     ]
     charts, by_rounds = [], []
@@ -133,7 +141,9 @@ def _figure(
             band = mean_curve(
                 [points for run in group.histories if (points := _points(name, axis, run))]
             )
-            ends = None if band.low is None or band.high is None else (band.low, band.high)
+            ends = None
+            if len(measured) <= MOST_BANDS and band.low is not None and band.high is not None:
+                ends = band.low, band.high
             lines.append(Line(group.label, band.x, band.mean, *_look(index), ends))
         if axis.key == "rounds":
             by_rounds = lines
