@@ -17,7 +17,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from strategy_table import with_table
 
-from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS, markdown_table
+from fedopt.analysis.columns import (
+    CLIENT_COLUMNS,
+    EVALUATION_COLUMNS,
+    ROUND_COLUMNS,
+    markdown_table,
+)
 from fedopt.config import CHOICES, DEFAULT_NAMES, Config, RunTable
 from fedopt.registry import KINDS, Entry, entries
 
@@ -79,6 +84,9 @@ def reference() -> str:
     parts.append(markdown_table(ROUND_COLUMNS))
     parts += ["## Columns of `clients.csv`\n", "One row per sampled client and round.\n"]
     parts.append(markdown_table(CLIENT_COLUMNS))
+    says = "One row per evaluated client and round; no file where no client is evaluated.\n"
+    parts += ["## Columns of `evaluations.csv`\n", says]
+    parts.append(markdown_table(EVALUATION_COLUMNS))
     return "\n".join(parts)
 
 

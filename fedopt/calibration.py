@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedopt.analysis.calibration import Calibration, measure_calibration
+from fedopt.analysis.metrics import ReliabilityBins, reliability
 from fedopt.data.population import Examples, Population
 from fedopt.data.site_population import RemotePopulation
 from fedopt.experiment import Experiment
@@ -80,6 +81,27 @@ def draw_reliability(experiment: Experiment, found: FinalCalibration, path: Path
         f"{len(found.targets):,} test examples"
     )
     save_figure(reliability_figure(found.logits, found.targets, found.values, title), path)
+
+
+def reliability_facts(found: FinalCalibration) -> dict[str, object] | None:
+    """Return the bins of the reliability diagram as plain values; None where there is none.
+
+    Returns:
+        `edges`, `counts`, `accuracy` and `confidence` of the bins (NaN in empty ones), and
+        `scaled`, the same after temperature scaling, or None.
+    """
+    if found.logits is None or found.targets is None:
+        return None
+    logits, temperature = found.logits.double(), found.values.temperature
+    scaled = None
+    if temperature is not None:
+        scaled = _bins(reliability((logits / temperature).softmax(dim=1), found.targets))
+    return {**_bins(reliability(logits.softmax(dim=1), found.targets)), "scaled": scaled}
+
+
+def _bins(bins: ReliabilityBins) -> dict[str, object]:
+    names = ("edges", "counts", "accuracy", "confidence")
+    return {name: getattr(bins, name).tolist() for name in names}
 
 
 def validation_sample(population: Population, seed: int) -> Examples | None:

@@ -251,7 +251,17 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     guarded(lambda: _doctor(as_json), debug)
 
 
-MODULES: tuple[str, ...] = ("plot", "compare", "sweep", "ablate", "deploy")
+MODULES: tuple[str, ...] = (
+    "plot",
+    "compare",
+    "sweep",
+    "ablate",
+    "report",
+    "watch",
+    "dashboard",
+    "export",
+    "deploy",
+)
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
 for _name in MODULES:

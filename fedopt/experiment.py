@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, cast
 
@@ -59,6 +59,7 @@ from fedopt.server.catalogue import CentralisedOptions
 from fedopt.server.pooled import PooledPopulation
 from fedopt.server.privacy import Privacy
 from fedopt.systems import SystemPlan
+from fedopt.warning_log import heard
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
@@ -77,12 +78,14 @@ class Experiment:
         population: the clients' examples and the test set.
         model_factory: makes a new module; initialised under the run's seed.
         loss: function of (output, target) that returns the batch mean as a scalar.
+        warnings: what `check` warned of.
     """
 
     config: Config
     population: Population
     model_factory: ModelFactory
     loss: Loss
+    warnings: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def from_config(cls, config: Config) -> Experiment:
@@ -470,6 +473,10 @@ class Experiment:
             ConfigError: more clients are sampled than there are, the device is missing, the
                 model's output does not fit the classes, the loss is no scalar.
         """
+        with heard(self.warnings):
+            self._check()
+
+    def _check(self) -> None:
         cohort = self.cohort_size()
         clients = int(np.count_nonzero(self.population.sizes))
         if self.config.server_curriculum.is_on and cohort == clients:

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,18 +23,18 @@ from flwr.serverapp import Grid
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fedopt.analysis.columns import ROUND_COLUMNS, names
+from fedopt.analysis.columns import EVALUATION_COLUMNS, ROUND_COLUMNS, names
 from fedopt.analysis.progress import Progress
 from fedopt.analysis.store import RunWriter, last_recorded_round
 from fedopt.analysis.summary import summarise
 from fedopt.architecture_log import ArchitectureLog
 from fedopt.atomic import remove_temporary
-from fedopt.calibration import draw_reliability, final_calibration
+from fedopt.calibration import draw_reliability, final_calibration, reliability_facts
 from fedopt.client.trainer import Reports, Status
 from fedopt.config import Config
 from fedopt.data.population import Examples
 from fedopt.data.site_population import RemotePopulation
-from fedopt.data.statistics import population_statistics
+from fedopt.data.statistics import population_statistics, population_table
 from fedopt.errors import DiskFullError, RunError, unwritable
 from fedopt.experiment import Experiment, load_strategy
 from fedopt.interruption import InterruptedRunError
@@ -56,6 +56,10 @@ from fedopt.server.strategy import FederatedStrategy
 from fedopt.simulation.grid import DirectGrid
 from fedopt.system.rounds import Schedule, described
 from fedopt.systems import make_selection
+from fedopt.warning_log import WarningLog
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger("fedopt")
 
@@ -111,11 +115,15 @@ class Recorder:
             remove_temporary(folder / CHECKPOINTS)
         else:
             self.writer = RunWriter(directory)
+        # A resumed run has kept the warnings of its beginning.
+        self._warnings = WarningLog(directory, () if resume else experiment.warnings)
         try:
             if not resume:
                 self.writer.write_config(config_text(experiment.config))
+            self._warnings.start()
             self._begin(directory, reached if resume else 0)
         except BaseException:
+            self._warnings.stop()
             self.writer.close()
             raise
 
@@ -151,6 +159,7 @@ class Recorder:
             if error is not None:
                 self._record_end(error)
         finally:
+            self._warnings.stop()
             self.writer.close()
             if self._scratch:
                 self._scratch.cleanup()
@@ -163,12 +172,13 @@ class Recorder:
         try:
             if isinstance(error, InterruptedRunError) or (is_interrupted and self._is_settled):
                 self._checkpoint_of_the_end()
-            if self.writer.directory is not None:
-                status = "interrupted" if is_interrupted else "failed"
-                facts = {"status": status, "error": str(error) or type(error).__name__}
-                self.writer.write_json("summary.json", summarise(self.writer.rows, facts))
+            status = "interrupted" if is_interrupted else "failed"
+            facts = {"status": status, "error": str(error) or type(error).__name__}
+            summary = summarise(self.writer.rows, facts)
+            self.writer.write_json("summary.json", summary)
             if not is_interrupted:
                 self._draw_population()
+            self._write_report(self.writer.history(), self.writer.clients(), summary)
         except (RunError, OSError) as second:  # the first error is the one to be told
             log.warning("%s", second)
 
@@ -313,6 +323,12 @@ class Recorder:
         if drift is not None and not isinstance(experiment.population, PooledPopulation):
             columns["drift_group"] = drift.groups[reports.client].tolist()
         self.writer.add_clients(columns)
+        if record.answers:
+            answers = [(record.round, *answer) for answer in record.answers]
+            values = zip(*answers, strict=True)
+            self.writer.add_evaluations(
+                dict(zip(names(EVALUATION_COLUMNS), map(list, values), strict=True))
+            )
         row = {
             "round": record.round,
             "train_loss": record.train_loss,
@@ -432,7 +448,9 @@ class Recorder:
 
                 figure = client_figure(run.history, config.strategy.name)
                 save_figure(figure, writer.directory / "clients.png")
+            writer.write_json("reliability.json", reliability_facts(calibration))
         self._draw_population()
+        self._write_report(run.history, run.clients, summary)
         # Last: who reads that the run is completed finds all of it.
         writer.write_json("summary.json", summary)
         self.progress.finish(summary)
@@ -531,8 +549,9 @@ class Recorder:
         return f"engine {name}" if said else name
 
     def _describe_population(self) -> None:
-        self._population = population_statistics(self.experiment.everyone)
-        self.writer.write_json("population.json", self._population)
+        everyone = self.experiment.everyone
+        self._population = population_statistics(everyone)
+        self.writer.write_json("population.json", self._population | population_table(everyone))
 
     def _draw_population(self) -> None:
         """Draw the population: at the end, because it takes longer than many rounds do."""
@@ -540,6 +559,21 @@ class Recorder:
             from fedopt.data.picture import draw_population
 
             draw_population(self.experiment.everyone, self.writer.directory / "population.png")
+
+    def _write_report(
+        self,
+        history: DataFrame,
+        clients: DataFrame,
+        summary: Mapping[str, object],
+    ) -> None:
+        """Write `report.html`."""
+        if self.writer.directory is not None:
+            from fedopt.analysis.report import read_run, run_report
+
+            record = read_run(
+                self.writer.directory, history=history, clients=clients, summary=summary
+            )
+            self.writer.write_text("report.html", run_report(record))
 
     def _checkpoint(self, round: int, keep: int) -> None:
         directory, strategy = self.writer.directory, self.strategy

@@ -138,6 +138,12 @@ class Run:
         where = f", dir={str(self.dir)!r}" if self.dir else ""
         return f"Run({self.config.strategy.name}, rounds={self.summary['rounds']}, {shown}{where})"
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows of the run: its values and its curves."""
+        from fedopt.analysis.report.notebook import run_html
+
+        return run_html(self.config.strategy.name, self.summary, self.history, self.dir)
+
     def _snapshot(self, round: int | None) -> Snapshot:
         wanted = max(self._snapshots) if round is None else round
         if wanted not in self._snapshots:

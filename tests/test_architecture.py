@@ -30,6 +30,7 @@ OUTER = (
     "results",
     "cli",
     "commands",
+    "dashboard",
     "demo",
     "doctor",
     "testing",
@@ -98,6 +99,7 @@ FORBIDDEN: dict[str, set[str]] = {
         "fedopt.cli",
         "fedopt.commands",
         "fedopt.sweep",
+        "fedopt.dashboard",
     },
     # Runs of a sweep are processes: it reads what they leave, and needs nothing that trains.
     "fedopt.sweep": {

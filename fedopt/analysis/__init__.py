@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedopt.analysis.calibration_plots import reliability_figure as reliability_figure
     from fedopt.analysis.client_plots import client_figure as client_figure
     from fedopt.analysis.columns import CLIENT_COLUMNS as CLIENT_COLUMNS
+    from fedopt.analysis.columns import EVALUATION_COLUMNS as EVALUATION_COLUMNS
     from fedopt.analysis.columns import ROUND_COLUMNS as ROUND_COLUMNS
     from fedopt.analysis.columns import Column as Column
     from fedopt.analysis.columns import markdown_table as markdown_table
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from fedopt.analysis.store import RunWriter as RunWriter
     from fedopt.analysis.store import default_directory as default_directory
     from fedopt.analysis.store import read_clients as read_clients
+    from fedopt.analysis.store import read_evaluations as read_evaluations
     from fedopt.analysis.store import read_history as read_history
     from fedopt.analysis.store import read_summary as read_summary
     from fedopt.analysis.summary import final_table as final_table
@@ -66,6 +68,7 @@ _HOME = {
     "reliability_figure": "calibration_plots",
     "client_figure": "client_plots",
     "CLIENT_COLUMNS": "columns",
+    "EVALUATION_COLUMNS": "columns",
     "ROUND_COLUMNS": "columns",
     "Column": "columns",
     "markdown_table": "columns",
@@ -88,6 +91,7 @@ _HOME = {
     "RunWriter": "store",
     "default_directory": "store",
     "read_clients": "store",
+    "read_evaluations": "store",
     "read_history": "store",
     "read_summary": "store",
     "final_table": "summary",
@@ -96,6 +100,7 @@ _HOME = {
 
 __all__ = [
     "CLIENT_COLUMNS",
+    "EVALUATION_COLUMNS",
     "ROUND_COLUMNS",
     "Calibration",
     "ClientDistribution",
@@ -125,6 +130,7 @@ __all__ = [
     "measure_calibration",
     "paired_interval",
     "read_clients",
+    "read_evaluations",
     "read_history",
     "read_stored",
     "read_summary",

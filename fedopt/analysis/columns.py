@@ -383,6 +383,21 @@ CLIENT_COLUMNS: tuple[Column, ...] = (
 )
 """Columns of `clients.csv`, in order: one row per client and round."""
 
+EVALUATION_COLUMNS: tuple[Column, ...] = (
+    Column("round", "integer", "1", "Communication round after which the client was asked."),
+    Column(
+        "split",
+        "words",
+        "",
+        "`validation`: its validation split; `unseen`: all data of a client that never trains.",
+    ),
+    Column("client", "integer", "", "Client id, in 0..N-1."),
+    Column("examples", "integer", "examples", "Examples that were evaluated, at least one."),
+    Column("loss", "real", "loss", "Mean loss of the client's model on them."),
+    Column("accuracy", "real", "fraction", "Fraction of them whose most probable class is right."),
+)
+"""Columns of `evaluations.csv`, in order: one row per client that was evaluated and round."""
+
 
 def names(columns: Iterable[Column]) -> tuple[str, ...]:
     """Return the columns' names, in order."""

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from fedopt.analysis.columns import CLIENT_COLUMNS, ROUND_COLUMNS
+from fedopt.analysis.columns import CLIENT_COLUMNS, EVALUATION_COLUMNS, ROUND_COLUMNS
 from fedopt.analysis.tables import Cell, Table, last_whole_round, parse_frame, parse_rows
 from fedopt.atomic import is_temporary, remove_temporary, write_atomically
 from fedopt.errors import ConfigError, did_you_mean, unwritable
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.toml"
 ROUNDS_FILE = "rounds.csv"
 CLIENTS_FILE = "clients.csv"
+EVALUATIONS_FILE = "evaluations.csv"
 SUMMARY_FILE = "summary.json"
 
 
@@ -49,6 +50,7 @@ class RunWriter:
 
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
+        self._evaluations: Table | None = None
         self._lock = None if directory is None else _create(directory)
         try:
             self._rounds = Table(ROUND_COLUMNS, self._path(ROUNDS_FILE))
@@ -75,15 +77,19 @@ class RunWriter:
             ConfigError: the folder is not a run's, is being written by another process, a table
                 is damaged, or rounds up to `after_round` are missing from it.
         """
-        _check_run(directory)
+        check_run(directory)
         writer = cls.__new__(cls)
         writer.directory = directory
+        writer._evaluations = None
         writer._lock = lock or RunLock(directory)
         try:
             remove_temporary(directory)
             writer._rounds = Table(ROUND_COLUMNS, directory / ROUNDS_FILE, reopen=True)
             clients = directory / CLIENTS_FILE
             writer._clients = Table(CLIENT_COLUMNS, clients, reopen=clients.exists())
+            evaluations = directory / EVALUATIONS_FILE
+            if evaluations.exists():
+                writer._evaluations = Table(EVALUATION_COLUMNS, evaluations, reopen=True)
         except BaseException:
             writer._release()
             raise
@@ -150,8 +156,30 @@ class RunWriter:
         """
         self._clients.add(columns)
 
+    def evaluations(self) -> DataFrame:
+        """Return the evaluated clients so far, typed as by `read_evaluations`."""
+        table = self._evaluations
+        payload = b"" if table is None else table.payload()
+        return _evaluations(payload, None if table is None else table.path)
+
+    def add_evaluations(self, columns: Mapping[str, Sequence[object]]) -> None:
+        """Append what clients' data came to after a round to `evaluations.csv`.
+
+        The file is made by the first of them: a run that evaluates no client has none.
+
+        Args:
+            columns: as for `add_clients`.
+
+        Raises:
+            ValueError: as for `add_clients`.
+            RunError: the file cannot be written.
+        """
+        if self._evaluations is None:
+            self._evaluations = Table(EVALUATION_COLUMNS, self._path(EVALUATIONS_FILE))
+        self._evaluations.add(columns)
+
     def truncate(self, after_round: int) -> None:
-        """Drop later rounds than `after_round` from both tables, and lines cut short.
+        """Drop later rounds than `after_round` from all tables, and lines cut short.
 
         Each file is replaced in one step; doing it twice changes nothing.
 
@@ -161,10 +189,10 @@ class RunWriter:
         Raises:
             ConfigError: a line other than the last is damaged.
         """
-        self._rounds.truncate(after_round)
-        self._clients.truncate(after_round)
+        for table in self._tables():
+            table.truncate(after_round)
         # What the end of the run reads is looked at now, not after hours of training.
-        for table in (self._rounds, self._clients):
+        for table in self._tables():
             parse_rows(table.payload(), table.columns, table.path)
 
     def write_bytes(self, name: str, payload: bytes) -> Path | None:
@@ -213,8 +241,8 @@ class RunWriter:
 
     def close(self) -> None:
         """Close the files and unlock the folder; a record in memory stays readable."""
-        self._rounds.close()
-        self._clients.close()
+        for table in self._tables():
+            table.close()
         self._release()
 
     def sync(self) -> None:
@@ -223,8 +251,8 @@ class RunWriter:
         Raises:
             RunError: they cannot be.
         """
-        self._rounds.sync()
-        self._clients.sync()
+        for table in self._tables():
+            table.sync()
 
     def __enter__(self) -> Self:
         return self
@@ -236,6 +264,10 @@ class RunWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _tables(self) -> list[Table]:
+        tables = (self._rounds, self._clients, self._evaluations)
+        return [table for table in tables if table is not None]
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -264,7 +296,7 @@ def read_history(directory: str | Path) -> DataFrame:
     Raises:
         ConfigError: the folder is not a run's, or the file is damaged.
     """
-    path = _check_run(Path(directory)) / ROUNDS_FILE
+    path = check_run(Path(directory)) / ROUNDS_FILE
     return parse_frame(path.read_bytes(), ROUND_COLUMNS, path)
 
 
@@ -280,10 +312,26 @@ def read_clients(directory: str | Path) -> DataFrame:
     Raises:
         ConfigError: the folder is not a run's, or the file is missing or damaged.
     """
-    path = _check_run(Path(directory)) / CLIENTS_FILE
+    path = check_run(Path(directory)) / CLIENTS_FILE
     if not path.is_file():
         raise ConfigError(f"{directory} has no {CLIENTS_FILE}.")
     return parse_frame(path.read_bytes(), CLIENT_COLUMNS, path)
+
+
+def read_evaluations(directory: str | Path) -> DataFrame:
+    """Return `evaluations.csv` of a run, finished or not: a row per evaluated client and round.
+
+    Args:
+        directory: the run's folder.
+
+    Returns:
+        A frame with the columns of `EVALUATION_COLUMNS`; empty where no client was evaluated.
+
+    Raises:
+        ConfigError: the folder is not a run's, or the file is damaged.
+    """
+    path = check_run(Path(directory)) / EVALUATIONS_FILE
+    return _evaluations(path.read_bytes() if path.is_file() else b"", path)
 
 
 def read_summary(directory: str | Path) -> dict[str, object]:
@@ -295,7 +343,7 @@ def read_summary(directory: str | Path) -> dict[str, object]:
     Raises:
         ConfigError: the folder is not a run's, the run has not finished, or the file is damaged.
     """
-    path = _check_run(Path(directory)) / SUMMARY_FILE
+    path = check_run(Path(directory)) / SUMMARY_FILE
     if not path.is_file():
         raise ConfigError(
             f"{directory} has no {SUMMARY_FILE}: the run has not finished. Wait for it, or "
@@ -346,7 +394,7 @@ def last_recorded_round(directory: Path) -> int:
     Raises:
         ConfigError: the folder is not a run's.
     """
-    return last_whole_round((_check_run(directory) / ROUNDS_FILE).read_bytes())
+    return last_whole_round((check_run(directory) / ROUNDS_FILE).read_bytes())
 
 
 def check_free(directory: Path) -> None:
@@ -381,12 +429,17 @@ def check_resumable(directory: Path) -> None:
                 f"was written. Nothing was trained: begin it again with `fedopt run ... --out "
                 f"{directory}`."
             )
-    _check_run(directory)
+    check_run(directory)
     if not (directory / CONFIG_FILE).exists():
         raise ConfigError(
             f"{directory} has rounds but no {CONFIG_FILE}: somebody removed it. Put it back; "
             "without it nobody knows what to go on with."
         )
+
+
+def _evaluations(payload: bytes, path: Path | None) -> DataFrame:
+    header = ",".join(column.name for column in EVALUATION_COLUMNS) + "\n"
+    return parse_frame(payload or header.encode(), EVALUATION_COLUMNS, path)
 
 
 def _create(directory: Path) -> RunLock:
@@ -443,8 +496,12 @@ def _unmakeable(directory: Path, error: OSError) -> ConfigError:
     )
 
 
-def _check_run(directory: Path) -> Path:
-    """Return the folder if it is a run's, else raise the most helpful error."""
+def check_run(directory: Path) -> Path:
+    """Return the folder if it is a run's, else raise the most helpful error.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if (directory / ROUNDS_FILE).is_file():
         return directory
     if not directory.exists():

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedopt.data.partitioners import IntArray
 from fedopt.data.protocol import Population
-from fedopt.data.statistics import label_matrix, tells_labels
+from fedopt.data.statistics import label_matrix, size_edges, tells_labels
 
 # Okabe and Ito (2008) and Petroff (2021): told apart with any colour vision.
 _OKABE_ITO = [
@@ -26,7 +26,6 @@ _PETROFF = [
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 ]
-_LOG_SPREAD = 20
 
 
 def draw_population(population: Population, path: str | Path, limit: int = 100) -> None:
@@ -115,21 +114,17 @@ def _draw_labels(axes: Axes, population: Population, classes: int, limit: int) -
 def _draw_sizes(axes: Axes, sizes: IntArray) -> None:
     filled = sizes[sizes > 0]
     empty = len(sizes) - len(filled)
-    low, high = (int(filled.min()), int(filled.max())) if filled.size else (0, 0)
-    # Sizes are whole numbers: bins of one width, or of one ratio, with edges between two of them.
-    if low and high > _LOG_SPREAD * low:
-        edges = np.unique(np.geomspace(low, high + 1, 26).round().astype(np.int64))
+    high = int(filled.max()) if filled.size else 0
+    edges, is_log = size_edges(filled)
+    if is_log:
         axes.set_xscale("log")
-        plain = high < 10_000  # larger numbers would touch: powers of ten instead
     else:
-        width = max(1, -(-(high - low + 1) // 25))
-        edges = np.arange(low, high + width + 1, width)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        plain = True
+    plain = not is_log or high < 10_000  # larger numbers would touch: powers of ten instead
     if plain:
         axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.hist(filled, bins=list(edges - 0.5), color=_OKABE_ITO[0], edgecolor="white", linewidth=0.4)
+    axes.hist(filled, bins=list(edges), color=_OKABE_ITO[0], edgecolor="white", linewidth=0.4)
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel("training examples per client")
     axes.set_ylabel("clients")

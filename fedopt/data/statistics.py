@@ -16,6 +16,9 @@ from fedopt.seeds import generator
 
 FloatArray = npt.NDArray[np.float64]
 
+LOG_SPREAD = 20
+"""Ratio of the largest to the smallest client from which on sizes are shown at equal ratios."""
+
 
 def tells_labels(population: Population) -> bool:
     """Return whether the clients have labels, and these can be counted here."""
@@ -57,6 +60,51 @@ def population_statistics(population: Population, limit: int = 1000) -> dict[str
         },
         "label_skew": _label_skew(population, limit) if tells_labels(population) else None,
     }
+
+
+def population_table(population: Population, limit: int = 100) -> dict[str, object]:
+    """Return what a picture of a population shows, as plain values that JSON takes.
+
+    Args:
+        population: the clients.
+        limit: most clients whose labels are counted, >= 1; of more, evenly spaced ones. With more
+            than 200 classes, fewer.
+
+    Returns:
+        `labels`, with `clients` (their numbers) and `counts` (a row a client, a column a class),
+        None for regression and for real clients; and `size_histogram`, with `edges` (one more than bars), `clients`
+        (in each bar) and `is_log` (whether the edges are at equal ratios), of all clients that
+        have examples.
+
+    Raises:
+        ConfigError: the limit is below 1.
+    """
+    labels: dict[str, object] | None = None
+    if population.classes is not None and tells_labels(population):
+        clients, counts = label_matrix(population, min(limit, -(-20_000 // population.classes)))
+        labels = {"clients": clients.tolist(), "counts": counts.tolist()}
+    filled = population.sizes[population.sizes > 0]
+    edges, is_log = size_edges(filled)
+    bars, _ = np.histogram(filled, bins=edges)
+    histogram = {"edges": edges.tolist(), "clients": bars.tolist(), "is_log": is_log}
+    return {"labels": labels, "size_histogram": histogram}
+
+
+def size_edges(sizes: IntArray) -> tuple[FloatArray, bool]:
+    """Return the edges of a histogram of clients' sizes, and whether they are at equal ratios.
+
+    Sizes are whole numbers: edges lie between two of them, at one distance, or at one ratio where
+    the sizes differ much.
+
+    Args:
+        sizes: examples of each client, all > 0; none gives one empty bar.
+    """
+    low, high = (int(sizes.min()), int(sizes.max())) if sizes.size else (0, 0)
+    if low and high > LOG_SPREAD * low:
+        edges = np.unique(np.geomspace(low, high + 1, 26).round().astype(np.int64))
+        return edges.astype(np.float64) - 0.5, True
+    width = max(1, -(-(high - low + 1) // 25))
+    return np.arange(low, high + width + 1, width, dtype=np.float64) - 0.5, False
 
 
 def label_matrix(population: Population, limit: int = 1000) -> tuple[IntArray, IntArray]:

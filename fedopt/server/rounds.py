@@ -157,6 +157,7 @@ class RoundRecord:
         schedule: the course of the round on the virtual clock, where there is one.
         clip_norm: norm to which updates were clipped; NaN without.
         metrics: what was measured on validation splits, if anything.
+        answers: split, client, examples, loss and accuracy of every client that was evaluated.
     """
 
     round: int
@@ -170,6 +171,7 @@ class RoundRecord:
     clip_norm: float = math.nan
     schedule: Schedule | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    answers: list[tuple[str, int, int, float, float]] = field(default_factory=list)
 
     def count(self, *statuses: Status) -> int:
         """Return the number of sampled clients with one of the statuses."""

@@ -433,6 +433,8 @@ class FederatedStrategy(Strategy):
             metrics |= over_clients([row[1:] for row in unseen], UNSEEN)
         if self.record is not None:
             self.record.metrics.update(metrics)
+            self.record.answers += [("validation", *row) for row in rows]
+            self.record.answers += [(UNSEEN, *row) for row in unseen]
         return MetricRecord({k: v for k, v in metrics.items() if math.isfinite(v)})
 
     def client_nbytes(self, layout: ParameterLayout) -> tuple[int, int]:
