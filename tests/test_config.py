@@ -341,7 +341,9 @@ CROSS_CHECKED = {"nesterov", "norm"}
 
 
 def choice(key: str) -> st.SearchStrategy[dict[str, Any]]:
-    names = [n for n in VALUES[key] if n not in ("synthetic", "files", "sites", "multi_step")]
+    names = [
+        n for n in VALUES[key] if n not in ("synthetic", "files", "sites", "genotype", "multi_step")
+    ]
     return st.sampled_from(names).flatmap(lambda n: named(n, **VALUES[key][n]))
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from fedopt.analysis.comparison import Comparison, comparison
 from fedopt.analysis.comparison_tables import group_records, groups_section
 from fedopt.analysis.plots import convergence_plot
+from fedopt.analysis.report import folder_report, write_report
 from fedopt.analysis.sections import Section
 from fedopt.analysis.store import SUMMARY_FILE, default_directory, to_json
 from fedopt.analysis.targets import Target
@@ -189,6 +190,9 @@ def write_ablation(
     )
     book.write("ablation.md", _markdown(outcome))
     book.write(SUMMARY_FILE, to_json(summary))
+    if found is not None:
+        targets = [] if target is None else [target]
+        write_report(book.directory / "report.html", folder_report(book.directory, None, targets))
     return outcome
 
 

@@ -20,6 +20,7 @@ from fedopt.analysis.comparison_tables import (
 )
 from fedopt.analysis.groups import Group, StoredRun, read_stored
 from fedopt.analysis.plots import convergence_plot
+from fedopt.analysis.report import folder_report, write_report
 from fedopt.analysis.sections import Section
 from fedopt.analysis.store import ROUNDS_FILE, SUMMARY_FILE, to_json
 from fedopt.analysis.targets import Target, is_higher_better
@@ -138,6 +139,9 @@ def write_results(
     outcome = Outcome(book.directory, found, bill, dict(book.states), summary)
     book.write("results.md", markdown(outcome, metric))
     book.write(SUMMARY_FILE, to_json(summary))
+    if found is not None:
+        targets = [] if target is None else [target]
+        write_report(book.directory / "report.html", folder_report(book.directory, None, targets))
     return outcome
 
 
