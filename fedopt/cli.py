@@ -24,6 +24,8 @@ from fedopt.commands.common import (
     Debug,
     Out,
     Quiet,
+    RunDir,
+    RunDirs,
     check_out,
     configuration,
     guarded,
@@ -74,7 +76,7 @@ def run(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="folder of an interrupted run")],
+    run_dir: RunDir,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -90,7 +92,7 @@ def resume(
 
 @app.command()
 def verify(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    run_dir: RunDir,
     rounds: Annotated[
         str | None, typer.Option("--rounds", help="A-B, the rounds to compare (default: all)")
     ] = None,
@@ -113,7 +115,7 @@ def verify(
 
 @app.command()
 def replay(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    run_dir: RunDir,
     round: Annotated[int, typer.Option("--round", help="communication round, from 1")],
     client: Annotated[int, typer.Option("--client", help="id of a client of that round")],
     use_pdb: Annotated[
@@ -132,7 +134,7 @@ def replay(
 
 @app.command()
 def plot(
-    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    run_dirs: RunDirs,
     x: Annotated[str, typer.Option("--x", help="rounds, bytes, seconds, wall or steps")] = "rounds",
     out: Annotated[Path, typer.Option("--out", help="the figure; .png, .svg or .pdf")] = Path(
         "convergence.png"
@@ -155,7 +157,7 @@ def plot(
 
 @app.command()
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    run_dirs: RunDirs,
     target: Annotated[
         str | None,
         typer.Option("--target", help="METRIC=VALUE, such as test_accuracy=0.9: what it cost"),
@@ -176,7 +178,7 @@ def compare(
 
 @app.command()
 def timeline(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run with a virtual clock")],
+    run_dir: RunDir,
     rounds: Annotated[
         str, typer.Option("--rounds", help="A-B, the rounds whose clients are drawn")
     ] = "1-3",
@@ -295,7 +297,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     guarded(lambda: _doctor(as_json), debug)
 
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("explain",)
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
 for _name in MODULES:
