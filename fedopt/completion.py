@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
-from click.shell_completion import CompletionItem, split_arg_string
+from click.shell_completion import split_arg_string
 
 BREAKS = ("=", ":")
 """Characters at which bash cuts words (of those that a configuration's words may have)."""
@@ -29,24 +29,20 @@ Offer = tuple[str, str]
 """A word and what is said of it, or ""."""
 
 
-def complete_words(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_words(context: click.Context, incomplete: str) -> list[Offer]:
     """Offer a TOML file first, then keys and values of the configuration."""
-    before, word, kept = _joined(_given(context, parameter), incomplete)
+    before, word, kept = _joined(_given(context), incomplete)
     offers = config_words(word, before)
     if not before and "=" not in word:
         offers = [*_files(word, ".toml"), *offers]
     return _items(offers, word, kept)
 
 
-def complete_explainable(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_explainable(context: click.Context, incomplete: str) -> list[Offer]:
     """Offer keys, tables and, after `=`, the names of what can be chosen."""
     from fedopt.keys import NAMES, keys, tables
 
-    before, word, kept = _joined(_given(context, parameter), incomplete)
+    before, word, kept = _joined(_given(context), incomplete)
     if "=" in word or before:
         return _items(config_words(word, before), word, kept)
     texts = {key.path: key.field.description or "" for key in keys()}
@@ -54,18 +50,14 @@ def complete_explainable(
     return _items(_next_parts(offers, word), word, kept)
 
 
-def complete_runs(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_runs(context: click.Context, incomplete: str) -> list[Offer]:
     """Offer folders of runs, and folders that hold some."""
-    given = _given(context, parameter)
+    given = _given(context)
     offers = [offer for offer in run_folders(incomplete) if offer[0] not in given]
     return _items(offers, incomplete, 0)
 
 
-def complete_kinds(
-    context: click.Context, parameter: click.Parameter, incomplete: str
-) -> list[CompletionItem]:
+def complete_kinds(context: click.Context, incomplete: str) -> list[Offer]:
     """Offer the kinds of what can be named."""
     from fedopt.registry import KINDS
 
@@ -188,15 +180,13 @@ def _next_parts(offers: Sequence[Offer], word: str) -> list[Offer]:
     return list(cut.items())
 
 
-def _given(context: click.Context, parameter: click.Parameter) -> list[str]:
+def _given(context: click.Context) -> list[str]:
     """Return the positional words that stand before the one that is typed."""
     given: list[str] = []
-    for other in context.command.params:
-        if isinstance(other, click.Argument):
-            value = context.params.get(other.name or "")
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Argument):
+            value = context.params.get(parameter.name or "")
             given += [value] if isinstance(value, str) else [str(v) for v in value or ()]
-        if other is parameter:
-            break
     return given
 
 
@@ -232,10 +222,10 @@ def _typed(incomplete: str) -> str:
     return incomplete
 
 
-def _items(offers: Iterable[Offer], word: str, kept: int) -> list[CompletionItem]:
-    """Return what matches as click's items, without what the shell keeps."""
+def _items(offers: Iterable[Offer], word: str, kept: int) -> list[Offer]:
+    """Return what matches, without what the shell keeps."""
     return [
-        CompletionItem(value[kept:], help=" ".join(text.split()) or None)
+        (value[kept:], " ".join(text.split()))
         for value, text in offers
         if value.startswith(word)
     ]

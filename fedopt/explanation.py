@@ -124,7 +124,10 @@ def explain(subject: str, context: Sequence[str] = ()) -> Explanation:
         owners = [table for table in CHOICES if key in _names(table)]
         if owners:
             return _explain_name(owners[0], key)
-        raise _unknown(key, known)
+        kind = next((k for k in KINDS if key in (e.name for e in entries(k))), None)
+        if kind is None:
+            raise _unknown(key, known)
+        return _explain_word(KINDS[kind])
     return _explain_key(key, found, names)
 
 
@@ -136,7 +139,9 @@ def _by_last_part(word: str, known: Sequence[Key]) -> tuple[str, list[Key]]:
     """
     paths = unique(k.path for k in known if k.path.endswith(f".{word}"))
     if len(paths) > 1:
-        raise ConfigError(f'"{word}" is the end of several keys; give one: {", ".join(paths)}')
+        named = [f"{table}={word}" for table in CHOICES if word in _names(table)]
+        several = ", ".join([*paths, *named])
+        raise ConfigError(f'"{word}" is the end of several keys; give one: {several}')
     return (paths[0], [k for k in known if k.path == paths[0]]) if paths else (word, [])
 
 

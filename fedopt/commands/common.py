@@ -21,14 +21,14 @@ Arguments = Annotated[
     typer.Argument(
         metavar="[CONFIG.toml] [KEY=VALUE]...",
         help="a TOML file, then overrides",
-        shell_complete=complete_words,
+        autocompletion=complete_words,
     ),
 ]
 RunDir = Annotated[
-    Path, typer.Argument(help="folder of a run, finished or not", shell_complete=complete_runs)
+    Path, typer.Argument(help="folder of a run, finished or not", autocompletion=complete_runs)
 ]
 RunDirs = Annotated[
-    list[Path], typer.Argument(help="folders of runs", shell_complete=complete_runs)
+    list[Path], typer.Argument(help="folders of runs", autocompletion=complete_runs)
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="folder of the results (default: a new one in runs/)")

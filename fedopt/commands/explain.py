@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
             str,
             typer.Argument(
                 help="a key (local.sam.rho), a table (local.sam) or a name (strategy=fedprox)",
-                shell_complete=complete_explainable,
+                autocompletion=complete_explainable,
             ),
         ],
         words: Annotated[
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
             typer.Argument(
                 metavar="[KEY=VALUE]...",
                 help="choices whose option is meant, such as strategy=fedprox",
-                shell_complete=complete_explainable,
+                autocompletion=complete_explainable,
             ),
         ] = None,
         as_json: AsJson = False,

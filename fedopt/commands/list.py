@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Argument(
                 help="strategies, optimizers, datasets, partitions, models, losses, ...",
-                shell_complete=complete_kinds,
+                autocompletion=complete_kinds,
             ),
         ] = None,
         as_json: AsJson = False,
