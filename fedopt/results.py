@@ -92,8 +92,10 @@ class Run:
         Args:
             x: `rounds`, `bytes`, `seconds` (simulated), `wall` or `steps`.
         """
+        from fedopt.analysis.notebook import show_figures
         from fedopt.analysis.plots import convergence_figure
 
+        show_figures()
         return convergence_figure([(self.config.strategy.name, self.history)], x=x)
 
     def __repr__(self) -> str:
