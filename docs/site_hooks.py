@@ -19,14 +19,17 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 
-OUTER = (
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "server/README.md",
-    "clients/README.md",
-    "benchmarks/README.md",
-)
-"""Pages from elsewhere in the repository; on the site they lie at the same path."""
+OUTER = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "server/README.md": "server.md",
+    "clients/README.md": "clients.md",
+    "benchmarks/README.md": "benchmarks.md",
+}
+"""Pages from elsewhere in the repository -> where they lie on the site."""
+
+HOMES = {page: posixpath.dirname(source) for source, page in OUTER.items()}
+"""Page of the site -> folder in the repository whence its links go."""
 
 NOTEBOOK = "tutorial.ipynb"
 
@@ -39,14 +42,14 @@ _OUTPUTS = ("text/html", "image/png", "text/plain")
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the outer pages, the files that pages link to, and the notebook as a page."""
-    for name in OUTER:
-        text = (ROOT / name).read_text(encoding="utf-8")
+    for source, name in OUTER.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
     files.append(File.generated(config, "tutorial.md", content=notebook_page()))
     known = {file.src_uri for file in files}
     pages = [file for file in files if file.src_uri.endswith(".md")]
     for page in pages:
-        folder = _folder(page.src_uri)
+        folder = HOMES.get(page.src_uri, "docs")
         for match in _LINK.finditer(_FENCE.sub("", page.content_string)):
             target = _target(match[2], folder)
             if target and f"source/{target}" not in known and target not in known:
@@ -59,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to files of the repository to where those are on the site."""
-    folder = _folder(page.file.src_uri)
+    folder = HOMES.get(page.file.src_uri, "docs")
     here = posixpath.dirname(page.file.src_uri)
 
     def lead(match: re.Match[str]) -> str:
@@ -79,11 +82,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "".join(part if part.startswith("```") else _LINK.sub(lead, part) for part in parts)
 
 
-def _folder(source: str) -> str:
-    """Return the folder in the repository whence a page's links go."""
-    return posixpath.dirname(source) if source in OUTER else "docs"
-
-
 def _target(link: str, folder: str) -> str | None:
     """Return a link's file, from the root of the repository; None where it leads elsewhere."""
     path = link.partition("#")[0]
@@ -99,7 +97,7 @@ def _page_of(target: str) -> str | None:
     if target == f"docs/{NOTEBOOK}":
         return "tutorial.md"
     if target in OUTER:
-        return target
+        return OUTER[target]
     return target.removeprefix("docs/") if target.startswith("docs/") else None
 
 
@@ -131,6 +129,7 @@ def _shown(output: dict[str, Any]) -> str:
         return f'<img alt="{title}" src="data:image/png;base64,{text.strip()}">'
     if form == "text/html":
         plain = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+        plain = plain.replace('border="1" class="dataframe"', 'class="dataframe"')
         lines = (line.strip() for line in plain.splitlines())
         return f'<div class="output">{"".join(lines)}</div>'
     return f"```text\n{text}\n```"
