@@ -113,7 +113,10 @@ def default_cell(field: FieldInfo) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """Return the range or the words that a field allows, where the schema says so."""
-    words = [f"`{toml_text(word) if isinstance(word, str) else word}`" for word in literals(field.annotation)]
+    words = [
+        f"`{toml_text(word) if isinstance(word, str) else word}`"
+        for word in literals(field.annotation)
+    ]
     return ", ".join([*words, *bounds(field)]) or "-"
 
 

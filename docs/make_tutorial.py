@@ -1,4 +1,4 @@
-"""Execute docs/tutorial.py, a script in cells, and write it with its outputs as docs/tutorial.ipynb.
+"""Execute docs/tutorial.py, a script in cells; write it with its outputs: docs/tutorial.ipynb.
 
 Needs the extra `notebook`. `--check` writes nothing: it executes, and says whether the notebook has
 the cells of the script.
@@ -26,7 +26,9 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         written = nbformat.read(NOTEBOOK, as_version=4)
         if sources(written) != sources(notebook):
-            print("tutorial.ipynb is out of date: run python docs/make_tutorial.py", file=sys.stderr)
+            print(
+                "tutorial.ipynb is out of date: run python docs/make_tutorial.py", file=sys.stderr
+            )
             return 1
         return 0
     NOTEBOOK.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
@@ -67,12 +69,16 @@ def _joined(outputs: list[Any]) -> list[Any]:
     joined: list[Any] = []
     for output in outputs:
         last = joined[-1] if joined else None
-        if last is not None and output.output_type == last.output_type == "stream":
-            if output.name == last.name:
-                last.text += output.text
-                continue
-        joined.append(output)
+        if last is not None and _stream(last) == _stream(output) != "":
+            last.text += output.text
+        else:
+            joined.append(output)
     return joined
+
+
+def _stream(output: Any) -> str:
+    """Return the name of the stream that an output is a piece of, "" where it is something else."""
+    return str(output.name) if output.output_type == "stream" else ""
 
 
 if __name__ == "__main__":

@@ -52,11 +52,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         folder = HOMES.get(page.src_uri, "docs")
         for match in _LINK.finditer(_FENCE.sub("", page.content_string)):
             target = _target(match[2], folder)
-            if target and f"source/{target}" not in known and target not in known:
-                if (ROOT / target).is_file() and not _page_of(target):
-                    content = (ROOT / target).read_bytes()
-                    files.append(File.generated(config, f"source/{target}", content=content))
-                    known.add(f"source/{target}")
+            copy = f"source/{target}"
+            if target is None or copy in known or _page_of(target) is not None:
+                continue
+            if (ROOT / target).is_file():
+                content = (ROOT / target).read_bytes()
+                files.append(File.generated(config, copy, content=content))
+                known.add(copy)
     return files
 
 

@@ -538,4 +538,3 @@ def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) 
 def _preview_text(facts: dict[str, Any], config: Any) -> str:
     lines = [f"{name}: {value}" for name, value in facts.items() if name != "config"]
     return "\n".join([config.to_toml(), *lines, "nothing was trained or written (--dry-run)"])
-

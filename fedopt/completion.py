@@ -225,7 +225,5 @@ def _typed(incomplete: str) -> str:
 def _items(offers: Iterable[Offer], word: str, kept: int) -> list[Offer]:
     """Return what matches, without what the shell keeps."""
     return [
-        (value[kept:], " ".join(text.split()))
-        for value, text in offers
-        if value.startswith(word)
+        (value[kept:], " ".join(text.split())) for value, text in offers if value.startswith(word)
     ]

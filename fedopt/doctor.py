@@ -402,7 +402,7 @@ def data() -> Finding:
             "data",
             "ok",
             f"{here}; fashion_mnist is not there",
-            f"for fashion_mnist: apt-get install dataset-fashion-mnist ({DEBIAN}), or {ENVIRONMENT}",
+            f"apt-get install dataset-fashion-mnist (to {DEBIAN}), or set {ENVIRONMENT}",
         )
 
 

@@ -1,6 +1,6 @@
 """Where each table of a configuration takes effect, whence it comes, and which page tells more.
 
-`fedopt explain` puts this beside what the schema says. Keys are those of tables, and of single keys
+`fedopt explain` puts this beside what the schema says. Keys are those of tables, and single ones
 that differ from the rest of their table; the longest that fits holds. A test keeps them in step with
 the schema.
 """
@@ -38,8 +38,12 @@ EFFECTS: dict[str, Effect] = {
         "on the server and the clients: parameters, inputs and all arithmetic on them",
         "docs/reproducibility.md",
     ),
-    "data": Effect("before the first round, when data are loaded", "docs/extending.md#your-own-data"),
-    "partition": Effect("before the first round, when data are dealt to clients", "docs/concepts.md"),
+    "data": Effect(
+        "before the first round, when data are loaded", "docs/extending.md#your-own-data"
+    ),
+    "partition": Effect(
+        "before the first round, when data are dealt to clients", "docs/concepts.md"
+    ),
     "model": Effect(
         "before the first round: the parameters that are sent and trained",
         "docs/extending.md#your-own-model-and-loss",
@@ -147,14 +151,14 @@ EFFECTS: dict[str, Effect] = {
         "on a fixed share of the clients, in every round", "docs/channel.md#hostile-clients"
     ),
     "drift": Effect(
-        "on the clients' data, from a round on; drift_test_accuracy measures a test set that drifts too",
+        "on the clients' data, from a round on, and on a copy of the test set",
         "docs/drift.md#concept-drift",
     ),
     "arrival": Effect(
         "on the server: which clients may be sampled by when", "docs/drift.md#clients-that-join"
     ),
     "search": Effect(
-        "on the clients: steps of the architecture between those of the weights, where the model is "
+        "on the clients: steps of the architecture between those of weights, where the model is "
         "a supernet",
         "docs/search.md#the-search",
         "Liu et al. 2019 (DARTS); He et al. 2020 (FedNAS)",

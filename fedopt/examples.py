@@ -6,8 +6,6 @@ needs more (a file, another key, a value that makes sense) stands here; a test l
 
 from __future__ import annotations
 
-from typing import Any
-
 from fedopt.config import DEFAULT_NAMES
 from fedopt.keys import Key
 from fedopt.schema_text import bounds, default_value, literals, toml_text
@@ -39,7 +37,10 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "local.swa.decay": ("local.swa.decay=0.9",),
     "local.curriculum.name": ("local.curriculum=curriculum",),
     "local.curriculum.score": ("local.curriculum=curriculum", "local.curriculum.score=margin"),
-    "local.curriculum.reference": ("local.curriculum=curriculum", "local.curriculum.reference=local"),
+    "local.curriculum.reference": (
+        "local.curriculum=curriculum",
+        "local.curriculum.reference=local",
+    ),
     "local.curriculum.teacher": (
         "local.curriculum=curriculum",
         "local.curriculum.reference=teacher",
@@ -157,7 +158,10 @@ SPECIAL: dict[str, tuple[str, ...]] = {
         "server.optimizer.momentum=0.9",
         "server.optimizer.dampening=0.1",
     ),
-    "server.optimizer.weight_decay": ("server.optimizer=adamw", "server.optimizer.weight_decay=0.1"),
+    "server.optimizer.weight_decay": (
+        "server.optimizer=adamw",
+        "server.optimizer.weight_decay=0.1",
+    ),
     "server.optimizer.nesterov": (
         "server.optimizer=sgd",
         "server.optimizer.momentum=0.9",
@@ -289,5 +293,3 @@ def command(words: tuple[str, ...], program: str = "fedopt run") -> str:
     import shlex
 
     return " ".join([program, *(shlex.quote(word) for word in words)])
-
-

@@ -1,6 +1,6 @@
 """What is known of a key, a table or a name of the configuration, for `fedopt explain`.
 
-Everything comes from the schema, the registry and `fedopt.effects`; nothing is said here of any key.
+Everything comes from the schema, the registry and `fedopt.effects`; no key is known here by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from fedopt.keys import (
     words_of,
 )
 from fedopt.registry import KINDS, Entry, entries
-from fedopt.schema_text import bounds, default_text, literals, sentence, toml_text, type_text, unique
+from fedopt.schema_text import (
+    bounds,
+    default_text,
+    literals,
+    sentence,
+    toml_text,
+    type_text,
+    unique,
+)
 
 MOST_RELATED = 8
 WIDTH = 96
@@ -285,9 +293,7 @@ def _explain_table(table: str, name: str | None) -> Explanation:
     effect = effect_of(table if schema else inner[0])
     fixed = [k for k in keys() if k.table == table and k.entry is None]
     rows = [_row(k) for k in fixed]
-    rows += [
-        {"key": f"[{t}]", "default": None, "description": _first_line(t)} for t in inner
-    ]
+    rows += [{"key": f"[{t}]", "default": None, "description": _first_line(t)} for t in inner]
     example = example_of(fixed[0] if fixed else next(k for k in keys() if k.table == inner[0]))
     return Explanation(
         subject=f"[{table}]",
@@ -382,7 +388,7 @@ def _first_line(table: str) -> str:
 def _related(key: str, found: Sequence[Key]) -> list[str]:
     """Return keys that a key's description names, that name it, and its nearest neighbours."""
     known = keys()
-    paths = set(k.path for k in known)
+    paths = {k.path for k in known}
     table, _, name = key.rpartition(".")
     said = " ".join(k.field.description or "" for k in found) + " " + effect_of(key).where
     mentioned = [p for p in re.findall(r"[a-z_]+(?:\.[a-z_A-Z0-9]+)+", said) if p in paths]

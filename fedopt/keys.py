@@ -145,5 +145,3 @@ def chosen_names(arguments: Sequence[str]) -> dict[str, str]:
         if sign and table in CHOICES:
             names[table] = value.strip().strip('"')
     return names
-
-

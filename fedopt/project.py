@@ -84,8 +84,8 @@ def check_name(name: str) -> None:
     taken = name in sys.stdlib_module_names or hasattr(builtins, name) or _is_installed(name)
     if taken:
         raise ConfigError(
-            f'"{name}" is the name of a module of Python or of an installed package, which it would '
-            f'hide. Did you mean "my_{name}"?',
+            f'"{name}" is the name of a module of Python or of an installed package, which it '
+            f'would hide. Did you mean "my_{name}"?',
             key="NAME",
         )
 
@@ -120,5 +120,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-

@@ -28,9 +28,9 @@ def type_text(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(unique(type_text(type(word)) for word in get_args(annotation)))
     if origin is tuple:
-        members = get_args(annotation)
-        what = f"{type_text(members[0])}s"
-        return f"list of {what}" if Ellipsis in members else f"list of {len(members)} {what}"
+        parts = get_args(annotation)
+        what = f"{type_text(parts[0])}s"
+        return f"list of {what}" if Ellipsis in parts else f"list of {len(parts)} {what}"
     return WORDS[annotation]
 
 
@@ -62,7 +62,9 @@ def default_text(field: FieldInfo) -> str:
 def bounds(field: FieldInfo) -> list[str]:
     """Return the limits of a number, such as `>= 1`."""
     limits = (
-        (sign, _bound(metadata, name)) for metadata in field.metadata for name, sign in SIGNS.items()
+        (sign, _bound(metadata, name))
+        for metadata in field.metadata
+        for name, sign in SIGNS.items()
     )
     return [
         f"{sign} {limit:,}"

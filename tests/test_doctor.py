@@ -127,7 +127,9 @@ def test_packages_of_other_versions_and_missing_ones_fail(monkeypatch) -> None:
 
 
 def test_extras_say_how_to_get_them(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "_problem", lambda requirement: f"{requirement[0]} is not installed")
+    monkeypatch.setattr(
+        doctor, "_problem", lambda requirement: f"{requirement[0]} is not installed"
+    )
     finding = doctor.extras()
     assert finding.level == "ok"
     assert "privacy" in finding.detail.partition("not installed:")[2]

@@ -42,7 +42,10 @@ def test_everything_has_type_default_effect_example_and_page(path: str) -> None:
         assert all(variant["type"] and variant["default"] for variant in found.variants)
         assert all(variant["description"] for variant in found.variants)
         assert set(found.related) <= {*PATHS, *NAMES, *WORDS}
-    assert all(len(line) <= 110 or " fedopt run" in line or "[" in line for line in found.text().splitlines())
+    assert all(
+        len(line) <= 110 or " fedopt run" in line or "[" in line
+        for line in found.text().splitlines()
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,15 @@ def test_examples_begin_a_run_where_they_need_no_file(tmp_path, monkeypatch) -> 
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.savez("my_data.npz", x=rng.normal(size=(400, 4)), y=np.arange(400) % 4)
-    elsewhere = ("teacher.model", "genotype.json", "=trace", "devices=file", "my_model", "cuda", "/data/")
+    elsewhere = (
+        "teacher.model",
+        "genotype.json",
+        "=trace",
+        "devices=file",
+        "my_model",
+        "cuda",
+        "/data/",
+    )
     seen = set()
     for key in ALL:
         words = example_of(key)

@@ -73,7 +73,9 @@ def test_its_code_is_in_style(made: Path) -> None:
     pytest.importorskip("ruff")
     rules = ["--isolated", "--select", "E,F,I,UP,B,SIM,RUF", "--line-length", "100"]
     assert execute(made, "ruff", "check", *rules, ".").stdout.startswith("All checks passed")
-    formatted = execute(made, "ruff", "format", "--isolated", "--check", "--line-length", "100", ".")
+    formatted = execute(
+        made, "ruff", "format", "--isolated", "--check", "--line-length", "100", "."
+    )
     assert formatted.returncode == 0, formatted.stdout
 
 

@@ -1,7 +1,7 @@
 """The processes that a Ray of ours consists of, so that a start that fails leaves none behind.
 
-`ray.shutdown` stops what `ray.init` has finished starting. Where that fails or is interrupted on the
-way, the processes so far are children of ours that nobody else would stop before we end: in a
+`ray.shutdown` stops what `ray.init` has finished starting. Where that fails or is interrupted on
+the way, the processes so far are children of ours that nobody else would stop before we end: in a
 notebook that may be never.
 """
 

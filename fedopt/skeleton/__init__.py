@@ -1,1 +1,1 @@
-"""The files that `fedopt init` writes, as templates in which $name stands for the project's name."""
+"""The files that `fedopt init` writes, as templates $name being the project's name."""

@@ -25,7 +25,7 @@ _FENCE = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text, the line it starts on, whether it is not to be run."""
+    """A fenced block: its language, its text, its line, and whether it says that it is not run."""
 
     language: str
     text: str

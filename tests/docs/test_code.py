@@ -45,6 +45,8 @@ NOT_RUN = {
     "flower-superlink": "a server of Flower, in tests/e2e/test_flower.py",
     "flower-supernode": "a node of Flower, in tests/e2e/test_flower.py",
     "docker": "needs a daemon",
+    "mkdir": "makes a folder for what is not run",
+    "printf": "writes a file for what is not run",
     "openssl": "makes certificates",
     "python": "studies, benchmarks and generators take minutes; they have tests of their own",
     "pytest": "the tests themselves",

@@ -36,7 +36,12 @@ USES: dict[str, list[str]] = {
     "explain": ["local.sam.rho"],
     "search": [
         *("engine=inline", "rounds=2", "clients_per_round=2", "partition=iid"),
-        *("partition.clients=4", "model=dense_supernet", "model.depth=1", "search.random_samples=1"),
+        *(
+            "partition.clients=4",
+            "model=dense_supernet",
+            "model.depth=1",
+            "search.random_samples=1",
+        ),
         *("search.retrain_rounds=1", "local.epochs=1", "--out", "search"),
     ],
     "doctor": ["--no-ray"],
@@ -86,7 +91,9 @@ def test_help_shows_an_example_that_the_command_takes(name: str, tmp_path: Path)
     assert shown.code == 0
     assert not CONTROL.search(shown.out)
     text = " ".join(shown.out.split())
-    example = re.search(rf"Example: (fedopt {re.escape(name)}\b[^\n]*?) (?:Arguments|Options):", text)
+    example = re.search(
+        rf"Example: (fedopt {re.escape(name)}\b[^\n]*?) (?:Arguments|Options):", text
+    )
     assert example, shown.out
     command = commands()[name]
     context = click.Context(command, info_name=name, resilient_parsing=True)

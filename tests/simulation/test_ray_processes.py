@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedopt.interruption import Interruption, InterruptedRunError, is_interactive
+from fedopt.interruption import InterruptedRunError, Interruption, is_interactive
 
 PROGRAM = """
 import json, os, signal, sys, threading
