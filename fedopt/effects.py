@@ -1,8 +1,8 @@
 """Where each table of a configuration takes effect, whence it comes, and which page tells more.
 
-`fedopt explain` puts this beside what the schema says. Keys are those of tables, and single ones
-that differ from the rest of their table; the longest that fits holds. A test keeps them in step with
-the schema.
+`fedopt explain` puts this beside what the schema says. Keys are those of tables, and single
+ones that differ from the rest of their table; the longest that fits holds. A test keeps them in
+step with the schema.
 """
 
 from __future__ import annotations
