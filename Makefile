@@ -12,7 +12,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test lint types docs clean distclean
+.PHONY: help demo test lint types docs site site-serve notebook clean distclean
 
 help:
 	@echo "make demo       FedAvg, FedProx and SCAFFOLD on non-IID digits; results in runs/"
@@ -20,6 +20,8 @@ help:
 	@echo "make lint       ruff: style and format"
 	@echo "make types      mypy, strict"
 	@echo "make docs       write docs/config.md from the schema"
+	@echo "make site       build the site of the documentation into build/site; site-serve: show it"
+	@echo "make notebook   execute docs/tutorial.py into docs/tutorial.ipynb"
 	@echo "make clean      remove build products; distclean: $(VENV) as well"
 
 demo: $(VENV)/.installed
@@ -37,6 +39,15 @@ types: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/generate.py
+
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+site-serve: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+notebook: $(VENV)/.installed-dev
+	$(BIN)/python docs/make_tutorial.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,14 +7,10 @@ where one is out of date.
 from __future__ import annotations
 
 import sys
-import types
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from strategy_table import with_table
 
 from fedopt.analysis.columns import (
@@ -25,6 +21,7 @@ from fedopt.analysis.columns import (
 )
 from fedopt.config import CHOICES, DEFAULT_NAMES, Config, RunTable
 from fedopt.registry import KINDS, Entry, entries
+from fedopt.schema_text import bounds, default_text, literals, sentence, toml_text, type_text
 
 HERE = Path(__file__).parent
 
@@ -42,8 +39,6 @@ end the command with exit code 2 before anything is trained or written.
 
 `fedopt run ... --dry-run` prints the whole configuration with every default filled in.
 """
-
-SOUND = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 def main(arguments: list[str]) -> int:
@@ -113,78 +108,24 @@ def fields_table(model: type[BaseModel]) -> str:
     lines = ["| key | type | default | allowed | description |", "| --- | --- | --- | --- | --- |"]
     for name, field in model.model_fields.items():
         described = sentence(field.description or "").replace("|", "\\|")
-        cells = (f"`{name}`", type_text(field.annotation), default_text(field), allowed(field))
+        cells = (f"`{name}`", type_text(field.annotation), default_cell(field), allowed(field))
         lines.append(f"| {' | '.join(cells)} | {described} |")
     return "\n".join(lines) + "\n"
 
 
-def type_text(annotation: Any) -> str:
-    """Return a type in the words of TOML; None, which TOML lacks, is left out."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return type_text(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        members = [a for a in get_args(annotation) if a is not type(None)]
-        return " or ".join(unique(type_text(a) for a in members))
-    if origin is Literal:
-        return " or ".join(unique(type_text(type(word)) for word in get_args(annotation)))
-    if origin is tuple:
-        members = get_args(annotation)
-        what = f"{type_text(members[0])}s"
-        return f"list of {what}" if Ellipsis in members else f"list of {len(members)} {what}"
-    words = {int: "integer", float: "number", str: "string", bool: "boolean"}
-    return words[annotation]
-
-
-def default_text(field: FieldInfo) -> str:
-    """Return a default as TOML writes it."""
-    value = field.get_default(call_default_factory=True)
-    if value is PydanticUndefined:
-        return "required"
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, str):
-        return f'`"{value}"`'
-    return f"`{list(value) if isinstance(value, tuple) else value}`"
+def default_cell(field: FieldInfo) -> str:
+    """Return a default for a cell of a table."""
+    text = default_text(field)
+    return text if text in ("required", "unset") else f"`{text}`"
 
 
 def allowed(field: FieldInfo) -> str:
     """Return the range or the words that a field allows, where the schema says so."""
-    words = [f'`"{word}"`' for word in literals(field.annotation)]
-    bounds = [
-        f"{sign} {limit:,}" if isinstance(limit, int) and limit.bit_length() < 62 else None
-        for metadata in field.metadata
-        for name, sign in SOUND.items()
-        if (limit := bound(metadata, name)) is not None
+    words = [
+        f"`{toml_text(word) if isinstance(word, str) else word}`"
+        for word in literals(field.annotation)
     ]
-    return ", ".join([*words, *(b for b in bounds if b)]) or "-"
-
-
-def bound(metadata: object, name: str) -> int | float | None:
-    """Return one bound, whole numbers as integers."""
-    limit = getattr(metadata, name, None)
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
-
-
-def literals(annotation: Any) -> list[Any]:
-    """Return the literal words in an annotation."""
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    return [word for inner in get_args(annotation) for word in literals(inner)]
-
-
-def sentence(text: str) -> str:
-    """Return a description as a sentence; a first word that a colon explains stays as it is."""
-    first = text.split(maxsplit=1)[0]
-    start = text[0] if first.endswith(":") else text[0].upper()
-    return start + text[1:].rstrip(".") + "."
-
-
-def unique(words: Iterable[str]) -> list[str]:
-    """Return the words without repeats, in order."""
-    return list(dict.fromkeys(words))
+    return ", ".join([*words, *bounds(field)]) or "-"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from fedopt.client.algorithm import LocalAlgorithm, collected
 from fedopt.client.attacks import Attack, Hostility, hostile_clients
 from fedopt.client.channel import BELOW_NORM, Channel, Clip, SentPart
 from fedopt.client.personal import PersonalPart
+from fedopt.compression.catalogue import DOWN
 from fedopt.compression.codecs import Codec
 from fedopt.config import Choice, Config
 from fedopt.errors import ConfigError
@@ -30,9 +31,6 @@ from fedopt.server.privacy import (
 
 if TYPE_CHECKING:
     from fedopt.server.strategy import FederatedStrategy
-
-DOWN = ("none", "quantise", "qsgd")
-"""The codecs for a model: of one that is sent in part, or at a low rank, little would be left."""
 
 
 def make_channel(

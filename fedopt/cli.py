@@ -24,6 +24,7 @@ from fedopt.commands.common import (
     Debug,
     Out,
     Quiet,
+    RunDir,
     check_out,
     configuration,
     guarded,
@@ -74,7 +75,7 @@ def run(
 
 @app.command()
 def resume(
-    run_dir: Annotated[Path, typer.Argument(help="folder of an interrupted run")],
+    run_dir: RunDir,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -90,7 +91,7 @@ def resume(
 
 @app.command()
 def verify(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    run_dir: RunDir,
     rounds: Annotated[
         str | None, typer.Option("--rounds", help="A-B, the rounds to compare (default: all)")
     ] = None,
@@ -113,7 +114,7 @@ def verify(
 
 @app.command()
 def replay(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, finished or not")],
+    run_dir: RunDir,
     round: Annotated[int, typer.Option("--round", help="communication round, from 1")],
     client: Annotated[int, typer.Option("--client", help="id of a client of that round")],
     use_pdb: Annotated[
@@ -132,7 +133,7 @@ def replay(
 
 @app.command()
 def timeline(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run with a virtual clock")],
+    run_dir: RunDir,
     rounds: Annotated[
         str, typer.Option("--rounds", help="A-B, the rounds whose clients are drawn")
     ] = "1-3",
@@ -205,22 +206,6 @@ def demo(
     guarded(lambda: _demo(rounds, out, engine, as_json, quiet), debug)
 
 
-@app.command("list")
-def list_(
-    kind: Annotated[
-        str | None,
-        typer.Argument(help="strategies, optimizers, datasets, partitions, models, losses, ..."),
-    ] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """List what a configuration can name, with descriptions and sources.
-
-    Example: fedopt list strategies
-    """
-    guarded(lambda: _list(kind, as_json), debug)
-
-
 @app.command()
 def search(
     arguments: Arguments = None,
@@ -242,15 +227,6 @@ def search(
     guarded(lambda: _search(arguments or [], out, as_json, quiet), debug)
 
 
-@app.command()
-def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
-    """Check that this machine can run fedopt, and say what it found.
-
-    Example: fedopt doctor
-    """
-    guarded(lambda: _doctor(as_json), debug)
-
-
 MODULES: tuple[str, ...] = (
     "plot",
     "compare",
@@ -261,6 +237,10 @@ MODULES: tuple[str, ...] = (
     "dashboard",
     "export",
     "deploy",
+    "list",
+    "explain",
+    "doctor",
+    "init",
 )
 """Modules of `fedopt.commands`; each has `register(app)`."""
 
@@ -446,49 +426,6 @@ def _demo(rounds: int, out: Path | None, engine: str, as_json: bool, quiet: bool
     typer.echo(f"results: {finished.directory}")
 
 
-def _list(kind: str | None, as_json: bool) -> None:
-    from fedopt.registry import KINDS, entries
-
-    if kind is not None and kind not in KINDS:
-        raise unknown_name("kind", kind, KINDS)
-    kinds = [kind] if kind else list(KINDS)
-    found = {
-        k: [
-            {
-                "name": e.name,
-                "description": e.description,
-                "source": e.source,
-                "options": {
-                    name: {
-                        "default": _plain_default(field),
-                        "required": field.is_required(),
-                        "description": field.description,
-                    }
-                    for name, field in e.options.model_fields.items()
-                },
-            }
-            for e in entries(k)
-        ]
-        for k in kinds
-    }
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for k in kinds:
-        typer.echo(f"{k} ({KINDS[k]})")
-        width = max(len(str(item["name"])) for item in found[k])
-        for item in found[k]:
-            typer.echo(f"  {item['name']:<{width}}  {item['description']} [{item['source']}]")
-            if kind and item["options"]:
-                for name, option in item["options"].items():  # type: ignore[attr-defined]
-                    default, text = option["default"], option["description"]
-                    if option["required"]:
-                        text += " (required)"
-                    elif default not in (None, []) and "(default" not in text:
-                        text += f" (default {default})"
-                    typer.echo(f"  {'':<{width}}    {name}: {text}")
-
-
 def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) -> None:
     config = configuration(arguments)
     from fedopt.analysis.progress import make_progress
@@ -533,27 +470,6 @@ def _search(arguments: list[str], out: Path | None, as_json: bool, quiet: bool) 
     typer.echo(f"results: {outcome.directory}")
 
 
-def _doctor(as_json: bool) -> None:
-    from fedopt.doctor import diagnose
-
-    findings = diagnose()
-    if as_json:
-        typer.echo(json.dumps([vars(f) for f in findings], indent=2))
-    else:
-        width = max(len(f.name) for f in findings)
-        for finding in findings:
-            typer.echo(f"{finding.level:<4}  {finding.name:<{width}}  {finding.detail}")
-    if any(f.level == "fail" for f in findings):
-        raise typer.Exit(1)
-
-
 def _preview_text(facts: dict[str, Any], config: Any) -> str:
     lines = [f"{name}: {value}" for name, value in facts.items() if name != "config"]
     return "\n".join([config.to_toml(), *lines, "nothing was trained or written (--dry-run)"])
-
-
-def _plain_default(field: Any) -> Any:
-    default = field.get_default(call_default_factory=True)
-    if isinstance(default, tuple):
-        return list(default)
-    return default if isinstance(default, str | int | float | bool) else None

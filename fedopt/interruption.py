@@ -2,13 +2,16 @@
 
 While clients train, a signal drops the round at once. While the server works (it adds, evaluates
 and writes, and its state is between two rounds) the signal waits until the round is recorded. A
-second signal ends the process at once: everything in a run's folder is whole at any moment.
+second signal ends the process at once: everything in a run's folder is whole at any moment. In an
+interactive interpreter or a notebook it ends the run alone.
 """
 
 from __future__ import annotations
 
+import builtins
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +19,11 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def is_interactive() -> bool:
+    """Return whether somebody types into this process: Python's prompt, IPython or a notebook."""
+    return hasattr(sys, "ps1") or hasattr(builtins, "get_ipython")
 
 
 class InterruptedRunError(KeyboardInterrupt):
@@ -96,6 +104,8 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._number is not None:
+            if is_interactive():  # the interpreter, or the notebook's kernel, outlives the run
+                raise InterruptedRunError(number)
             os.write(2, b"ended at once\n")
             os._exit(128 + number)
         self._number = number

@@ -24,6 +24,9 @@ KINDS: dict[str, str] = {
     "optimizers": "local.optimizer.name",
     "server_optimizers": "server.optimizer.name",
     "schedules": "local.schedule.name",
+    "curricula": "local.curriculum.name",
+    "pacings": "local.curriculum.pacing",
+    "self_paced": "local.self_paced.name",
     "datasets": "data.name",
     "partitions": "partition.name",
     "models": "model.name",
@@ -177,6 +180,9 @@ def _import_hint(module_name: str) -> str:
 
 def fill() -> None:
     """Register everything that comes with fedopt (idempotent)."""
-    inner = ("data", "models", "optim", "schedules", "compression", "drift", "system")
+    inner = (
+        *("data", "models", "optim", "schedules", "curriculum"),
+        *("compression", "drift", "system"),
+    )
     for package in (*inner, "server", "client", "simulation"):
         importlib.import_module(f"fedopt.{package}.catalogue")

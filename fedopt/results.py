@@ -113,9 +113,11 @@ class Run:
             title: a line above the panels.
         """
         from fedopt.analysis.groups import Group, group_runs, stored
+        from fedopt.analysis.notebook import show_figures
         from fedopt.analysis.plots import convergence_plot
         from fedopt.analysis.targets import Target
 
+        show_figures()
         names = [run.config.strategy.name for run in (self, *beside)]
         runs = [
             stored(name, run.history, run.config.dump())

@@ -5,6 +5,7 @@ A terminal gets one live line, a log file gets a few plain ones, `--quiet` gets 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -54,10 +55,16 @@ def make_progress(quiet: bool, stream: TextIO) -> Progress:
         stream: where to write: standard error, so that standard output stays clean.
 
     Returns:
-        `SilentProgress` if quiet, `LiveProgress` on a terminal, else `PlainProgress`.
+        `SilentProgress` if quiet, `NotebookProgress` in a notebook, `LiveProgress` on a terminal,
+        else `PlainProgress`.
     """
     if quiet:
         return SilentProgress()
+    if "IPython" in sys.modules:
+        from fedopt.analysis.notebook import NotebookProgress, notebook_shell
+
+        if notebook_shell() is not None:
+            return NotebookProgress()
     if not stream.isatty():
         return PlainProgress(stream)
     from rich.console import Console
@@ -98,13 +105,13 @@ class PlainProgress:
     def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._state = _State(rounds=1, began=0.0)
+        self._state = RoundState(rounds=1, began=0.0)
         self._printed = 0.0
         self._first = True
 
     def start(self, rounds: int, header: str) -> None:
         """Write the header."""
-        self._state = _State(rounds, self._clock())
+        self._state = RoundState(rounds, self._clock())
         self._first = True
         self._write(header)
 
@@ -126,13 +133,13 @@ class PlainProgress:
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Write one line with the final values."""
-        self._write(_closing(summary, self._clock() - self._state.began))
+        self._write(closing(summary, self._clock() - self._state.began))
 
     def close(self) -> None:
         """Do nothing: every line is flushed as it is written."""
 
     def _write(self, text: str) -> None:
-        self._stream.write(_printable(text) + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
 
@@ -149,7 +156,7 @@ class LiveProgress:
 
         self._console = Console(file=stream)
         self._clock = clock
-        self._state = _State(rounds=1, began=0.0)
+        self._state = RoundState(rounds=1, began=0.0)
         self._display: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -160,7 +167,7 @@ class LiveProgress:
         from rich.table import Column
 
         self.close()
-        self._state = _State(rounds, self._clock())
+        self._state = RoundState(rounds, self._clock())
         self.message(header)
         words = TextColumn(
             "{task.fields[words]}",
@@ -180,12 +187,12 @@ class LiveProgress:
 
     def message(self, text: str) -> None:
         """Print the text above the line."""
-        self._console.print(_printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def finish(self, summary: Mapping[str, object]) -> None:
         """Leave the line as it is and print the final values below it."""
         self.close()
-        self.message(_closing(summary, self._clock() - self._state.began))
+        self.message(closing(summary, self._clock() - self._state.began))
 
     def close(self) -> None:
         """Stop redrawing and show the cursor again."""
@@ -195,7 +202,7 @@ class LiveProgress:
 
 
 @dataclass
-class _State:
+class RoundState:
     """What is known so far: the last measured values, and the pace since this process began."""
 
     rounds: int
@@ -242,12 +249,12 @@ class _State:
         return words
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return the text without control codes: messages may quote what others wrote."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
-def _closing(summary: Mapping[str, object], elapsed: float) -> str:
+def closing(summary: Mapping[str, object], elapsed: float) -> str:
     """Return the last line of a run: final metrics, best accuracy, where the results are."""
     rounds = summary.get("rounds", 0)
     plural = "" if rounds == 1 else "s"

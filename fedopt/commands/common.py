@@ -13,11 +13,22 @@ from typing import Annotated, Any
 
 import typer
 
+from fedopt.completion import complete_runs, complete_words
 from fedopt.errors import FedoptError
 
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CONFIG.toml] [KEY=VALUE]...", help="a TOML file, then overrides"),
+    typer.Argument(
+        metavar="[CONFIG.toml] [KEY=VALUE]...",
+        help="a TOML file, then overrides",
+        autocompletion=complete_words,
+    ),
+]
+RunDir = Annotated[
+    Path, typer.Argument(help="folder of a run, finished or not", autocompletion=complete_runs)
+]
+RunDirs = Annotated[
+    list[Path], typer.Argument(help="folders of runs", autocompletion=complete_runs)
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="folder of the results (default: a new one in runs/)")

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedopt.commands.common import AsJson, Debug, guarded
-from fedopt.commands.plot import RunDirs
+from fedopt.commands.common import AsJson, Debug, RunDirs, guarded
 from fedopt.errors import ConfigError
 
 

@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fedopt.commands.common import Debug, guarded
-
-RunDirs = Annotated[
-    list[Path], typer.Argument(help="folders of runs; that of a sweep stands for all runs in it")
-]
+from fedopt.commands.common import Debug, RunDirs, guarded
 
 
 def register(app: typer.Typer) -> None:

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from fedopt.registry import Entry, Options, register
 
+DOWN = ("none", "quantise", "qsgd")
+"""The codecs for a model: of one that is sent in part, or at a low rank, little would be left."""
+
 
 class PlainOptions(Options):
     """What is sent as it is has no options."""

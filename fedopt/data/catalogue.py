@@ -268,7 +268,7 @@ _dataset(
     "digits",
     "embedded:load_digits",
     DigitsOptions,
-    "1,797 grey 8x8 images of hand-written digits, 10 classes; inside the package.",
+    "1,797 grey 8x8 images of hand-written digits, 10 classes; inside the package",
     "Alpaydin and Kaynak (1998), UCI Optical Recognition of Handwritten Digits, as in "
     "scikit-learn's load_digits",
 )
@@ -276,7 +276,7 @@ _dataset(
     "breast_cancer",
     "embedded:load_breast_cancer",
     BreastCancerOptions,
-    "569 tumours with 30 standardised features, 2 classes; inside the package.",
+    "569 tumours with 30 standardised features, 2 classes; inside the package",
     "Wolberg, Street and Mangasarian (1995), UCI Breast Cancer Wisconsin (Diagnostic), as in "
     "scikit-learn's load_breast_cancer",
 )
@@ -284,14 +284,14 @@ _dataset(
     "fashion_mnist",
     "fashion_mnist:load_fashion_mnist",
     FashionMnistOptions,
-    "60,000 + 10,000 grey 28x28 images of clothes, 10 classes; read from IDX files.",
+    "60,000 + 10,000 grey 28x28 images of clothes, 10 classes; read from IDX files",
     "Xiao, Rasul and Vollgraf (2017), arXiv:1708.07747; Debian package dataset-fashion-mnist",
 )
 _dataset(
     "synthetic",
     "synthetic:SyntheticPopulation",
     SyntheticOptions,
-    "Synthetic(alpha, beta): devices with their own linear model and input law, made on demand.",
+    "Synthetic(alpha, beta): devices with their own linear model and input law, made on demand",
     "Li et al. (2020), Federated Optimization in Heterogeneous Networks, section 5.1 and the "
     "published generate_synthetic.py",
 )
@@ -299,7 +299,7 @@ _dataset(
     "files",
     "files:load_files",
     FilesOptions,
-    "Your own arrays: an .npz file, or a folder of .npy files read memory-mapped.",
+    "your own arrays: an .npz file, or a folder of .npy files read memory-mapped",
     "numpy's NPY format; MedMNIST's key names (Yang et al., 2023)",
 )
 
@@ -315,48 +315,48 @@ _partition(
     "iid",
     "partitioners:deal_iid",
     IidOptions,
-    "Shuffled and dealt evenly.",
+    "shuffled and dealt evenly",
     "McMahan et al. (2017), section 3 (IID)",
 )
 _partition(
     "dirichlet",
     "partitioners:deal_dirichlet",
     DirichletOptions,
-    "Each class is spread over the clients by Dirichlet(alpha) shares.",
+    "each class is spread over the clients by Dirichlet(alpha) shares",
     "Yurochkin et al. (2019), section 4",
 )
 _partition(
     "shards",
     "partitioners:deal_shards",
     ShardsOptions,
-    "Sorted by label and cut into shards; each client gets a few.",
+    "sorted by label and cut into shards; each client gets a few",
     "McMahan et al. (2017), section 3 (pathological non-IID)",
 )
 _partition(
     "similarity",
     "partitioners:deal_similarity",
     SimilarityOptions,
-    "A share of the examples dealt iid, the rest dealt sorted by label.",
+    "a share of the examples dealt iid, the rest dealt sorted by label",
     "Karimireddy et al. (2020), SCAFFOLD, section 7.1; Hsu et al. (2019)",
 )
 _partition(
     "quantity",
     "partitioners:deal_quantity",
     QuantityOptions,
-    "Power-law client sizes with iid labels.",
+    "power-law client sizes with iid labels",
     "Pareto law; the unbalanced setting of Li et al. (2020), FedProx, section 5.1",
 )
 _partition(
     "natural",
     "partitioners:deal_natural",
     NaturalOptions,
-    "The data's own `client` column says whose each example is.",
+    "the data's own `client` column says whose each example is",
     "Caldas et al. (2018), LEAF",
 )
 _partition(
     "synthetic",
     "synthetic:SyntheticPopulation",
     SyntheticPartitionOptions,
-    "The devices of the generator; only with data.name = synthetic.",
+    "the devices of the generator; only with data.name = synthetic",
     "Li et al. (2020), section 5.1",
 )

@@ -72,9 +72,9 @@ def population_table(population: Population, limit: int = 100) -> dict[str, obje
 
     Returns:
         `labels`, with `clients` (their numbers) and `counts` (a row a client, a column a class),
-        None for regression and for real clients; and `size_histogram`, with `edges` (one more than bars), `clients`
-        (in each bar) and `is_log` (whether the edges are at equal ratios), of all clients that
-        have examples.
+        None for regression and for real clients; and `size_histogram`, with `edges` (one more than
+        bars), `clients` (in each bar) and `is_log` (whether the edges are at equal ratios), of all
+        clients that have examples.
 
     Raises:
         ConfigError: the limit is below 1.

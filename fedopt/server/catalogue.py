@@ -460,7 +460,8 @@ def _select(name: str, target: str, options: type[Options], description: str, so
     register(Entry("selections", name, where, options, description, source))
 
 
-_select("uniform", "SelectionRule", UniformSelectionOptions, "uniform draws; unbiased", "-")
+_UNIFORM = "McMahan et al. 2017, algorithm 1"
+_select("uniform", "SelectionRule", UniformSelectionOptions, "uniform draws; unbiased", _UNIFORM)
 _select(
     "size",
     "BySize",

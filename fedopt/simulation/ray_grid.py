@@ -16,6 +16,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -25,6 +26,7 @@ from fedopt.experiment import Experiment
 from fedopt.memory import keep_freed_memory
 from fedopt.simulation.grid import DirectGrid, identify_process
 from fedopt.simulation.lines import AnswerError, Line, Switchboard, serve
+from fedopt.simulation.ray_processes import none_left_on_failure
 from fedopt.simulation.shared_arrays import MappedSlots, Packed, SlotPool
 
 if TYPE_CHECKING:
@@ -105,13 +107,27 @@ class RayGrid(DirectGrid):
     """
 
     def __init__(self, experiment: Experiment) -> None:
-        engine = experiment.config.engine
         self._slots: SlotPool | None = None
         self._lines: Switchboard | None = None
+        self._workers: dict[int, _Worker] = {}
+        self._died: set[int] = set()
         self._owns_ray = start_ray(experiment)
         import ray
 
         self._ray = ray
+        try:
+            self._begin(experiment)
+        except BaseException:  # Ctrl-C too: nobody else knows yet what there is to be stopped
+            self.close()
+            raise
+
+    def _begin(self, experiment: Experiment) -> None:
+        """Start the workers.
+
+        Raises:
+            ConfigError: Ray has no GPU where one is asked for.
+        """
+        ray, engine = self._ray, experiment.config.engine
         resources = ray.cluster_resources()
         workers = engine.workers or _default_workers(experiment, resources)
         super().__init__(nodes=workers)
@@ -119,7 +135,6 @@ class RayGrid(DirectGrid):
         if engine.device.startswith("cuda"):
             gpus = resources.get("GPU", 0.0) / workers
             if not gpus:
-                self.close()
                 raise ConfigError("Ray sees no GPU", key="engine.device")
         self._options = {"num_cpus": 1, "num_gpus": min(gpus, 1.0)}
         alone = sum(bool(node["Alive"]) for node in ray.nodes()) == 1
@@ -127,8 +142,6 @@ class RayGrid(DirectGrid):
             self._slots = SlotPool()
             self._lines = Switchboard(self._slots.folder / "driver")
         self._experiment = ray.put(experiment)
-        self._workers: dict[int, _Worker] = {}
-        self._died: set[int] = set()
         for node in self.get_node_ids():
             self._worker(node)
 
@@ -217,19 +230,20 @@ class RayGrid(DirectGrid):
         return pids
 
     def close(self) -> None:
-        """Stop the workers, and Ray where this grid started it."""
-        for worker in getattr(self, "_workers", {}).values():
-            self._ray.kill(worker.actor)
-        self._workers = {}
-        if self._lines is not None:
-            self._lines.close()
-            self._lines = None
-        if self._slots is not None:
-            self._slots.close()
-            self._slots = None
-        if self._owns_ray:
-            self._ray.shutdown()
-            self._owns_ray = False
+        """Stop the workers, and Ray where this grid started it; what fails keeps no other part."""
+        with ExitStack() as stack:  # its callbacks run from the last to the first, whatever fails
+            if self._owns_ray:
+                stack.callback(self._ray.shutdown)
+                self._owns_ray = False
+            if self._slots is not None:
+                stack.callback(self._slots.close)
+                self._slots = None
+            if self._lines is not None:
+                stack.callback(self._lines.close)
+                self._lines = None
+            for worker in self._workers.values():
+                stack.callback(self._ray.kill, worker.actor)
+            self._workers = {}
 
     @property
     def shares_files(self) -> bool:
@@ -432,7 +446,8 @@ def start_ray(experiment: Experiment) -> bool:
     else:
         options["address"] = engine.address
     try:
-        ray.init(**options)
+        with none_left_on_failure():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f'no Ray cluster at "{engine.address}": {error}', key="engine.address"

@@ -213,7 +213,7 @@ _register(
     "devices:ClassDevices",
     ClassOptions,
     "a mixture of named classes of devices",
-    "-",
+    "fedopt; orders of magnitude",
 )
 _register(
     "devices",
@@ -221,7 +221,7 @@ _register(
     "devices:LogNormalDevices",
     LogNormalOptions,
     "log-normal speed and bandwidth",
-    "-",
+    "fedopt; the log-normal law",
 )
 _register(
     "devices",
@@ -229,7 +229,7 @@ _register(
     "devices:UniformDevices",
     UniformOptions,
     "uniform speed and bandwidth",
-    "-",
+    "fedopt; the uniform law",
 )
 _register(
     "devices",
@@ -237,7 +237,7 @@ _register(
     "devices:ListedDevices",
     DeviceFileOptions,
     "a CSV file with a row a client",
-    "-",
+    "the user's file",
 )
 _register("availabilities", "always", "availability:Always", PlainOptions, "at all times", "-")
 _register(
@@ -246,7 +246,7 @@ _register(
     "availability:Bernoulli",
     BernoulliOptions,
     "in each slot with a probability",
-    "-",
+    "fedopt; independent draws",
 )
 _register(
     "availabilities",
@@ -254,7 +254,7 @@ _register(
     "availability:Markov",
     MarkovOptions,
     "there and away in turns, for exponential times",
-    "-",
+    "fedopt; a two-state Markov process",
 )
 _register(
     "availabilities",
@@ -262,7 +262,7 @@ _register(
     "availability:DayNight",
     DayNightOptions,
     "by the hour of the client's time zone",
-    "-",
+    "fedopt; the daily swing that Bonawitz et al. 2019, section 9, report",
 )
 _register(
     "availabilities",
@@ -270,7 +270,7 @@ _register(
     "availability:Trace",
     TraceOptions,
     "in the intervals of a CSV file",
-    "-",
+    "the user's file",
 )
 _register(
     "policies",

@@ -17,23 +17,32 @@ PAGES = sorted(
     ]
 )
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?P<mark>^<!-- not run: .+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its text and the line it starts on."""
+    """A fenced block: its language, its text, its line, and whether it says that it is not run."""
 
     language: str
     text: str
     line: int
+    is_marked: bool = False
 
 
 def blocks(page: Path) -> list[Block]:
     """Return the fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(match[1], match[2], text.count("\n", 0, match.start()) + 1)
+        Block(
+            match["language"],
+            match["text"],
+            text.count("\n", 0, match.start()) + 1,
+            match["mark"] is not None,
+        )
         for match in _FENCE.finditer(text)
     ]
 

@@ -1,4 +1,8 @@
-"""The code in the documentation runs: Python blocks, and every `fedopt` command."""
+"""The code in the documentation runs: Python, TOML, `fedopt` commands, and what they print.
+
+What cannot run here is listed: programs in `NOT_RUN`, and blocks behind a comment `not run: why`.
+A block `console` has commands behind `$`, and below each what it prints.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
@@ -15,6 +21,7 @@ from typer.testing import CliRunner
 
 from fedopt import registry
 from fedopt.cli import app
+from fedopt.config import load
 
 from .pages import PAGES, ROOT, Block, blocks, name
 
@@ -26,12 +33,38 @@ QUICK = {
     "resume": ["--quiet"],
     "sweep": ["rounds=2", "--quiet"],
     "ablate": ["rounds=2", "--quiet", "--seeds", "2"],
+    "doctor": ["--no-ray"],
 }
 ONCE = ("sweep", "ablate")  # take a key once
 _FILE = re.compile(r"# (\w+\.py)\n")
 
+NOT_RUN = {
+    "make": "installs, or runs the tests",
+    "pip": "installs",
+    "apt-get": "installs",
+    "source": "changes the shell",
+    "export": "changes the shell",
+    "cd": "changes the shell",
+    "flwr": "Flower's own command, in tests/e2e/test_flower.py",
+    "flower-superlink": "a server of Flower, in tests/e2e/test_flower.py",
+    "flower-supernode": "a node of Flower, in tests/e2e/test_flower.py",
+    "docker": "needs a daemon",
+    "mkdir": "makes a folder for what is not run",
+    "printf": "writes a file for what is not run",
+    "openssl": "makes certificates",
+    "python": "studies, benchmarks and generators take minutes; they have tests of their own",
+    "pytest": "the tests themselves",
+    ".ci/run": "all checks",
+    "git": "needs a repository",
+}
+"""Programs of shell blocks that are not run here -> why."""
+
+LANGUAGES = {"python", "toml", "console", "", "text", "json", "ini", "yaml", "html", "dockerfile"}
+
 PAGES_WITH_CODE = [
-    page for page in PAGES if any(b.language in ("python", *SHELL) for b in blocks(page))
+    page
+    for page in PAGES
+    if any(b.language in ("python", "toml", "console", *SHELL) for b in blocks(page))
 ]
 
 
@@ -60,11 +93,52 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_code_of_a_page_runs(page: Path, folder: Path) -> None:
     names: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page):
+        if block.is_marked:
+            continue
         if block.language == "python":
             _run_python(page, block, folder, names)
+        elif block.language == "toml":
+            _load(block)
+        elif block.language == "console":
+            _run_console(page, block)
         elif block.language in SHELL:
             for command in _commands(block):
                 _run_command(page, block, command)
+
+
+def test_what_is_not_run_is_listed() -> None:
+    unlisted = [
+        f"{name(page)}:{block.line}: {words[0]}"
+        for page in PAGES
+        for block in blocks(page)
+        if block.language in SHELL and not block.is_marked
+        for words in _lines(block)
+        if Path(words[0]).name not in ("fedopt", *NOT_RUN) and words[0] not in NOT_RUN
+    ]
+    assert not unlisted
+    languages = {block.language for page in PAGES for block in blocks(page)}
+    assert languages <= LANGUAGES | set(SHELL)
+
+
+def _load(block: Block) -> None:
+    """Load a configuration, where the block is one: its tables are known."""
+    tree = tomllib.loads(block.text)
+    assert tree
+    if not {"project", "tool"} & set(tree):
+        load(None, **tree)
+
+
+def _run_console(page: Path, block: Block) -> None:
+    """Run each command behind `$`; it prints the lines below it, in order."""
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        line, _, expected = part.partition("\n")
+        program, *words = shlex.split(line)
+        assert program == "fedopt"
+        result = CliRunner().invoke(app, words)
+        printed = " ".join(result.output.split())
+        said = f"{name(page)}:{block.line}: {line}\n{result.output}"
+        assert " ".join(expected.split()) in printed, said
+        assert (result.exit_code == 0) == ("error:" not in expected), said
 
 
 def _run_python(page: Path, block: Block, folder: Path, names: dict[str, object]) -> None:
@@ -78,10 +152,16 @@ def _run_python(page: Path, block: Block, folder: Path, names: dict[str, object]
         exec(code, names)  # the documentation is ours
 
 
-def _commands(block: Block) -> list[list[str]]:
+def _lines(block: Block) -> list[list[str]]:
+    """Return the words of each command, without settings of variables before it."""
     lines = block.text.replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line and Path(line[0]).name == "fedopt"]
+    bare = [list(dropwhile(lambda word: re.match(r"[A-Z_]+=", word), line)) for line in words]
+    return [line for line in bare if line]
+
+
+def _commands(block: Block) -> list[list[str]]:
+    return [line[1:] for line in _lines(block) if Path(line[0]).name == "fedopt"]
 
 
 def _run_command(page: Path, block: Block, command: list[str]) -> None:
