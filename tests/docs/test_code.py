@@ -124,7 +124,7 @@ def _load(block: Block) -> None:
     """Load a configuration, where the block is one: its tables are known."""
     tree = tomllib.loads(block.text)
     assert tree
-    if not {"project", "tool"} & set(tree):
+    if not {"project", "tool", "superlink"} & set(tree):  # a configuration of ours
         load(None, **tree)
 
 

@@ -53,6 +53,9 @@ def test_data_and_types_are_in_it(installed):
     packed = {path.name for path in (installed / "fedopt" / "data" / "assets").iterdir()}
     assert packed == assets - {"__pycache__"}
     assert packed
+    templates = {path.name for path in (ROOT / "fedopt" / "skeleton").glob("*.template")}
+    assert {p.name for p in (installed / "fedopt" / "skeleton").glob("*.template")} == templates
+    assert templates
     sources = {p.relative_to(ROOT) for p in (ROOT / "fedopt").rglob("*.py")}
     assert {p.relative_to(installed) for p in (installed / "fedopt").rglob("*.py")} == sources
 

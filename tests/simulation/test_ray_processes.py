@@ -19,12 +19,13 @@ import fedopt
 
 ENDING = sys.argv[1]
 DRIVER = os.getpid()
+FOLDER = sys.argv[2]
 shared = set(os.listdir("/dev/shm"))
 
 
 def once():
     try:
-        os.close(os.open(os.path.join(sys.argv[2], "sent"), os.O_CREAT | os.O_EXCL))
+        os.close(os.open(os.path.join(FOLDER, "sent"), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True
