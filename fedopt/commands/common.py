@@ -28,7 +28,11 @@ RunDir = Annotated[
     Path, typer.Argument(help="folder of a run, finished or not", autocompletion=complete_runs)
 ]
 RunDirs = Annotated[
-    list[Path], typer.Argument(help="folders of runs", autocompletion=complete_runs)
+    list[Path],
+    typer.Argument(
+        help="folders of runs; that of a sweep stands for all runs in it",
+        autocompletion=complete_runs,
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="folder of the results (default: a new one in runs/)")
