@@ -38,6 +38,19 @@ def complete_words(context: click.Context, incomplete: str) -> list[Offer]:
     return _items(offers, word, kept)
 
 
+def complete_lists(context: click.Context, incomplete: str) -> list[Offer]:
+    """Offer what `complete_words` does, and behind a comma the next value of a list."""
+    before, word, kept = _joined(_given(context), incomplete)
+    key, _, values = word.partition("=")
+    done, comma, _ = values.rpartition(",")
+    if not comma:
+        return complete_words(context, incomplete)
+    given = {value.strip() for value in done.split(",")}
+    found = ((offer.partition("=")[2], text) for offer, text in config_words(f"{key}=", before))
+    offers = [(f"{key}={done},{value}", text) for value, text in found if value not in given]
+    return _items(offers, word, kept)
+
+
 def complete_explainable(context: click.Context, incomplete: str) -> list[Offer]:
     """Offer keys, tables and, after `=`, the names of what can be chosen."""
     from fedopt.keys import NAMES, keys, tables

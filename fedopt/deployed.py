@@ -30,7 +30,7 @@ from fedopt.client.site import Others, site_options
 from fedopt.config import Config, from_run_config, load
 from fedopt.data.site_population import RemotePopulation
 from fedopt.data.sites import SiteData, load_site
-from fedopt.errors import ConfigError
+from fedopt.errors import ConfigError, RunError
 from fedopt.experiment import Experiment
 from fedopt.recorder import Recorder
 from fedopt.run import run_words, train
@@ -45,6 +45,12 @@ RESULTS = "FEDOPT_RESULTS"
 
 TEST_DATA = "FEDOPT_TEST_DATA"
 """Environment variable: folder of the server's own test set, if it has one."""
+
+CLIENTS = "FEDOPT_CLIENTS"
+"""Environment variable: JSON file of the clients' ids and names; others are refused."""
+
+RESUME_SECONDS = 120.0
+"""How long a run that goes on waits for all of its clients, before it goes on with some."""
 
 SUMMARY = "fedopt summary: "
 """Begins the last line of a run's log; a JSON object follows."""
@@ -69,13 +75,20 @@ def run_on_sites(grid: Grid, run_config: Mapping[str, Any]) -> None:
     check_deployable(config)
     source = json.dumps(config.dump())
     known = read_members(directory) if resume else None
-    clients = DeploymentGrid(grid, config, source)
-    if known is not None:
-        clients.begin(known[1])
+    clients = DeploymentGrid(grid, config, source, admitted())
     wanted = config.deployment
-    members = clients.gather(wanted.min_clients, wanted.wait_seconds)
-    key, members = known if known is not None else (secrets.token_hex(8), members)
-    clients.begin(members)
+    if known is None:
+        key, noise = secrets.token_hex(8), secrets.token_hex(8)
+        members = clients.gather(wanted.min_clients, wanted.wait_seconds)
+        clients.begin(members)
+    else:
+        key, noise, members = known
+        clients.begin(members)
+        try:
+            clients.gather(wanted.min_clients, min(RESUME_SECONDS, wanted.wait_seconds))
+        except RunError as error:
+            log.warning("%s", error)
+            clients.gather(wanted.min_survivors, wanted.wait_seconds)
     experiment = Experiment.over(config, remote_population(config, members, test_data(config)))
     check_secure(experiment)
     if experiment.population.test() is None:
@@ -83,7 +96,8 @@ def run_on_sites(grid: Grid, run_config: Mapping[str, Any]) -> None:
     progress = make_progress(False, sys.stderr)
     with single_thread(), Recorder(experiment, directory, progress, False, resume) as recorder:
         if known is None:
-            write_members(directory, key, members)
+            write_members(directory, key, noise, members)
+        recorder.strategy.noise_seed = int(noise, 16) & (2**63 - 1)
         clients.transfers = directory / TRANSFERS_FILE
         if config.deployment.secure:
             most = float(experiment.population.sizes.max())
@@ -171,14 +185,32 @@ def test_data(config: Config) -> SiteData | None:
     return load_site(folder, site_options(config))
 
 
-def write_members(directory: Path, key: str, members: Mapping[int, Member]) -> None:
-    """Write who takes part in a run."""
-    tree = {"run_key": key, "members": [asdict(member) for member in members.values()]}
+def admitted() -> dict[int, str] | None:
+    """Return the clients that may take part, id -> name; None where nobody has said."""
+    path = os.environ.get(CLIENTS)
+    if not path or not Path(path).exists():
+        return None
+    found = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {int(client): str(name) for client, name in found.items()}
+
+
+def write_members(directory: Path, key: str, noise: str, members: Mapping[int, Member]) -> None:
+    """Write who takes part in a run.
+
+    Args:
+        directory: the run's folder.
+        key: by which clients name their state.
+        noise: seed of the noise that the server adds, in hexadecimal; no client knows it.
+        members: who takes part.
+    """
+    told = [asdict(member) for member in members.values()]
+    tree = {"run_key": key, "noise": noise, "members": told}
     write_atomically(directory / DEPLOYMENT_FILE, json.dumps(tree, indent=2).encode() + b"\n")
+    (directory / DEPLOYMENT_FILE).chmod(0o600)
 
 
-def read_members(directory: Path) -> tuple[str, dict[int, Member]]:
-    """Return the key of a run and who takes part in it.
+def read_members(directory: Path) -> tuple[str, str, dict[int, Member]]:
+    """Return the key of a run, the seed of its server's noise, and who takes part.
 
     Raises:
         ConfigError: the folder is not that of a run on real clients.
@@ -200,7 +232,7 @@ def read_members(directory: Path) -> tuple[str, dict[int, Member]]:
         )
         for member in tree["members"]
     ]
-    return str(tree["run_key"]), {member.client: member for member in members}
+    return str(tree["run_key"]), str(tree["noise"]), {m.client: m for m in members}
 
 
 def _directory(run_config: Mapping[str, Any], resume: bool) -> Path:

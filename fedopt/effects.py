@@ -205,6 +205,22 @@ EFFECTS: dict[str, Effect] = {
         )
         for name in ("every", "examples", "rho")
     },
+    "deployment": Effect(
+        "in a deployment, on the server: whom it waits for, and how long",
+        "docs/deployment.md#losses",
+    ),
+    "deployment.probe": Effect(
+        "in a deployment, before the first round: transfers.csv",
+        "docs/deployment.md#equal-to-the-simulation",
+    ),
+    **{
+        f"deployment.{name}": Effect(
+            "in a deployment, in every round: what the clients send, and what the server learns",
+            "docs/deployment.md#secure-aggregation",
+            "Bonawitz et al. 2017",
+        )
+        for name in ("secure", "secure_threshold", "secure_range")
+    },
     "checkpoint": Effect(
         "in the run's folder; never part of the result's bits", "docs/reliability.md#checkpoints"
     ),

@@ -40,6 +40,10 @@ class UndescribedDataError(DataError):
     """Data that a run's configuration must say more of: which column, which names of classes."""
 
 
+class RefusalError(ConfigError):
+    """A client's own rules do not admit what a server asks."""
+
+
 class ClientError(FedoptError):
     """Local training of one client failed.
 

@@ -12,6 +12,13 @@ from fedopt.schema_text import bounds, default_value, literals, toml_text
 
 _MEASURED = ("data.validation_fraction=0.2", "evaluation.validation_clients=50")
 _PRIVATE = ("strategy.weighting=uniform", "uplink.clip.norm=1", "uplink.privacy.noise_multiplier=1")
+_NAMED = (
+    "data=sites",
+    "data.path=hospitals",
+    "partition=natural",
+    "data.target=diagnosis",
+    'data.labels=["benign","malignant"]',
+)
 
 SPECIAL: dict[str, tuple[str, ...]] = {
     "seed": ("seed=1",),
@@ -79,6 +86,8 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "search.skip_limit": ("model=cell_supernet", "partition=iid", "search.skip_limit=2"),
     "search.retrain_rounds": ("model=dense_supernet", "partition=iid", "search.retrain_rounds=50"),
     "search.retrain_lr": ("model=dense_supernet", "partition=iid", "search.retrain_lr=0.05"),
+    "deployment.secure_threshold": ("deployment.secure=true", "deployment.secure_threshold=0.75"),
+    "deployment.secure_range": ("deployment.secure=true", "deployment.secure_range=8"),
     "system.stragglers": ("system.stragglers=0.5",),
     "system.speed_counts": ("system.devices=log_normal", "system.speed_counts=operations"),
     "engine.workers": ("engine.workers=2",),
@@ -95,6 +104,8 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "data.label_noise": ("data.label_noise=0.2",),
     "data.validation_fraction": _MEASURED,
     "data.path": ("data=files", "data.path=my_data.npz"),
+    "data.target": _NAMED,
+    "data.labels": _NAMED,
     "data.scale": ("data=files", "data.path=my_data.npz", "data.scale=0.00392157"),
     "data.shift": ("data=files", "data.path=my_data.npz", "data.shift=-0.5"),
     "partition.similarity": ("partition=similarity", "partition.similarity=0.1"),
@@ -204,6 +215,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 ENTRY_NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("data", "files"): ("data.path=my_data.npz",),
+    ("data", "sites"): ("data.path=deployment/clients", "partition=natural"),
     ("local.schedule", "multi_step"): ("local.schedule.milestones=[100,150]",),
     ("local.schedule", "plateau"): ("local.schedule.metric=train_loss",),
     ("strategy", "mofedsam"): ("local.sam.rho=0.05",),
@@ -225,6 +237,11 @@ ENTRY_NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
 
 VALUES: dict[tuple[str, str], str] = {
     ("data.path", "fashion_mnist"): "/data/fashion-mnist",
+    ("data.path", "sites"): "deployment/clients",
+    ("data.columns", "sites"): '["age","dose"]',
+    ("data.classes", "sites"): "10",
+    ("data.scale", "sites"): "0.00392157",
+    ("data.shift", "sites"): "-0.5",
     ("data.test_fraction", "files"): "0.2",
     ("strategy.personal", "fedrep"): '["3"]',
     ("strategy.weighting", "scaffold"): "uniform",
@@ -288,8 +305,11 @@ def _number(default: float, limits: list[str]) -> str:
     return f"{value:g}"
 
 
-def command(words: tuple[str, ...], program: str = "fedopt run") -> str:
+def command(words: tuple[str, ...]) -> str:
     """Return a command of a shell that has the words, quoted where a shell wants it."""
     import shlex
+
+    is_deployed = any(word.startswith("deployment.") for word in words)
+    program = "fedopt deploy submit" if is_deployed else "fedopt run"
 
     return " ".join([program, *(shlex.quote(word) for word in words)])

@@ -7,6 +7,7 @@ the run's experiment; elsewhere it builds one from the configuration in the mess
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,12 +28,12 @@ from fedopt.client.secure import (
     without_sums,
     wrapped,
 )
-from fedopt.client.site import Others, Site, told
+from fedopt.client.site import Others, Site, digest_of, tellable, told
 from fedopt.client.state import ClientRows, RowFile
 from fedopt.client.trainer import Trainer
 from fedopt.config import Config
 from fedopt.data.population import Examples
-from fedopt.errors import ConfigError
+from fedopt.errors import ConfigError, RefusalError, RunError
 from fedopt.experiment import Experiment
 from fedopt.models.layout import ModelState
 from fedopt.records import from_record, integers, to_record
@@ -40,6 +41,8 @@ from fedopt.scratch import Scratch
 from fedopt.seeds import seed_torch, torch_seed
 from fedopt.server.evaluation import Evaluator, encode_outputs
 from fedopt.server.model_average import encode_statistics
+
+log = logging.getLogger("fedopt")
 
 MOST_PROBED = 2**30
 """Most bytes with which a probe is answered."""
@@ -95,6 +98,10 @@ class Node:
         start = ModelState(state.parameters.to(device), state.buffers)
         broadcast = {name: vector.to(device) for name, vector in request.broadcast.items()}
         rows = self._rows(trainer, request.state_path)
+        if self._site is not None and self._others is not None:
+            self._site.check_cohort(request, self._others)
+            received = digest_of(request)
+            trainer.secret = self._site.noise_seed(self._others.run_key, received)
         outcome = trainer.train(
             request.round,
             request.blocks,
@@ -120,7 +127,7 @@ class Node:
             keys = b""  # a client that failed takes no part in the sum
             if all(sums.count for sums in outcome.sums):
                 part = self._site.secure(self._others.run_key)
-                keys = part.begin(agreement, request.round, outcome)
+                keys = part.begin(agreement, request.round, digest_of(request), outcome)
             without_sums(reply, keys)
         return reply
 
@@ -150,6 +157,7 @@ class Node:
         """Evaluate the model on a split of the data of the clients that a message names."""
         config = content.config_records["config"]
         experiment, trainer = self._prepare(config)
+        self._check_measures(content, is_training=config["split"] != "validation")
         evaluator, state = self._evaluation(content)
         clients = integers(config, "clients")
         kept, part = {}, experiment.personal
@@ -194,6 +202,7 @@ class Node:
         """Compute BatchNorm's statistics of the model on the clients that a message names."""
         config = content.config_records["config"]
         experiment = self._prepare(config)[0]
+        self._check_measures(content, is_training=True)
         evaluator, state = self._evaluation(content)
         round = integer(config, "server-round")
         population = experiment.population_at(round)
@@ -207,6 +216,24 @@ class Node:
             examples[client] = data.size
             buffers[client] = evaluator.batch_statistics(state, data)
         return encode_statistics(examples, buffers)
+
+    def _check_measures(self, content: RecordDict, *, is_training: bool) -> None:
+        """Refuse a real client's measurements where these are withheld.
+
+        Raises:
+            RefusalError: the site shares none, updates are private, or the measurement is of the
+                training examples, of which a secure sum is to hide what one client has.
+        """
+        if self._site is None:
+            return
+        config = self._config
+        if not self._site.share_metrics or config.privacy.is_on:
+            raise RefusalError("the client does not tell what it measures", key="share-metrics")
+        if is_training and config.deployment.secure:
+            raise RefusalError(
+                "the client tells no measurement of its training examples beside a secure sum",
+                key="deployment.secure",
+            )
 
     def _evaluation(self, content: RecordDict) -> tuple[Evaluator, ModelState]:
         """Return the evaluator and the model that a message brings."""
@@ -241,8 +268,6 @@ class Node:
             self._trainer, self._evaluator, self._test = None, None, None
         if self._trainer is None:
             self._trainer = self._experiment.trainer()
-            if self._site is not None and self._others is not None:
-                self._trainer.secret = self._site.noise_seed(self._others.run_key)
         return self._experiment, self._trainer
 
     def answer(
@@ -257,7 +282,13 @@ class Node:
         """
         torch.set_num_threads(1)
         self.join(node_config)
-        return MESSAGES[message_type](self, content)
+        if self._site is None:
+            return MESSAGES[message_type](self, content)
+        try:
+            return MESSAGES[message_type](self, content)
+        except Exception as error:  # whose words may quote examples
+            log.exception("a message of type %s cannot be answered", message_type)
+            raise RunError(tellable(error)) from None
 
 
 MESSAGES: dict[str, Callable[[Node, RecordDict], RecordDict]] = {

@@ -51,13 +51,17 @@ def ask(message_type: str, content: RecordDict, node_config: Mapping[str, Any]) 
     # A process of Flower's own for each message holds its own identity; contents travel alone.
     asked = (message_type, content, dict(node_config), list(sys.path))
     answer: Any = None
-    while answer is None:  # it begins anew where the run is another
+    ended = 0
+    while answer is None:  # it ends where the run is another, and the next one begins
         connection = _connected(Path(os.environ[SOCKET]))
         try:
             connection.send(asked)
             answer = connection.recv()
         except (EOFError, OSError) as error:
-            raise RuntimeError(f"the client's training process ended: {error!r}") from None
+            ended += 1  # once may be a process that was about to end for another run
+            if ended > 1:
+                raise RuntimeError(f"the client's training process ended: {error!r}") from None
+            time.sleep(0.5)
         finally:
             connection.close()
     if isinstance(answer, str):
@@ -85,7 +89,7 @@ def serve(path: Path) -> None:
     import traceback
 
     from fedopt.client.app import Node
-    from fedopt.errors import FedoptError
+    from fedopt.client.site import tellable
     from fedopt.records import serialise
 
     known: list[str] | None = None  # places of the modules of the run
@@ -100,25 +104,21 @@ def serve(path: Path) -> None:
                 except (EOFError, OSError):
                     continue  # whoever asked is gone
                 if known is not None and paths != known:  # another run, with modules of its own
+                    listener.close()  # first: nobody else may come to who is about to end
                     connection.send(None)
-                    break
+                    os._exit(0)
                 known = paths
                 sys.path += [entry for entry in paths if entry not in sys.path]
                 answer: Any
                 try:
                     answer = node.answer(message_type, content, node_config)
-                except FedoptError as error:
-                    traceback.print_exc()
-                    answer = str(error)
                 except Exception as error:  # whatever training raises belongs to this message
                     traceback.print_exc()
-                    answer = f"{type(error).__name__}; the client's log says more"
+                    answer = tellable(error)
                 if isinstance(answer, RecordDict):
                     serialise(answer)
                 with contextlib.suppress(OSError):
                     connection.send(answer)
-    path.unlink(missing_ok=True)
-    os.execv(sys.executable, [sys.executable, "-m", "fedopt.client.resident"])
 
 
 def end_with(pid: int, path: Path) -> None:

@@ -69,6 +69,11 @@ class RowFolder:
                 with open(part, "rb") as file:
                     os.fsync(file.fileno())
                 os.replace(part, path)
+                folder = os.open(self.folder, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
             except OSError as error:
                 raise unwritable(path, error) from error
 

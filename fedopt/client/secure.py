@@ -49,30 +49,37 @@ class SecureClient:
         self._folder = folder / "secure"
         self._client = client
 
-    def begin(self, agreement: bytes, round: int, outcome: TrainingOutcome) -> bytes:
+    def begin(self, agreement: bytes, round: int, received: str, outcome: TrainingOutcome) -> bytes:
         """Keep a round's sums, and return the public keys for the server.
 
         Args:
             agreement: as the server sent it.
             round: communication round.
+            received: digest of what the client was sent in this round.
             outcome: what the client trained: the sums of its one block.
 
         Raises:
-            SecureAggregationError: the client has answered for this round before: two sums of one
-                round over different clients would tell what their difference is.
+            SecureAggregationError: the client has helped to unmask this round or a later one, of
+                another model. The same round may be summed again, as a server that was killed does:
+                over the same clients, as `unmask` sees to.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        if self._answered() == round:
+        answered = self._answered()
+        before = answered.get(str(round))
+        if before is None and round <= max(map(int, answered), default=0):
             raise SecureAggregationError(
-                f"client {self._client} has helped to unmask round {round} already, and does not a "
-                "second time"
+                f"client {self._client} has helped to unmask a later round than {round}"
+            )
+        if before is not None and before["received"] != received:
+            raise SecureAggregationError(
+                f"client {self._client} has helped to unmask round {round}, of another model"
             )
         (sums,) = outcome.sums
         session, keys = ClientSession.start(Agreement.from_bytes(agreement), self._client)
         arrays = {name: vector.numpy() for name, vector in named_sums(sums).items()}
         self._write("sums.npz", None, **arrays)
         self._write("session", session.to_bytes())
-        self._write("round", str(round).encode())
+        self._write("round", json.dumps({"round": round, "received": received}).encode())
         return keys.to_bytes()
 
     def shares(self, message: bytes) -> bytes:
@@ -97,17 +104,33 @@ class SecureClient:
         return reply
 
     def unmask(self, message: bytes) -> bytes:
-        """Return the shares that unmask the sum of the survivors."""
+        """Return the shares that unmask the sum of the survivors.
+
+        Raises:
+            SecureAggregationError: the round was unmasked before, over other clients: the
+                difference of the two sums would be what these had sent.
+        """
         session = self._session()
-        reply = session.unmask(Survivors.from_bytes(message)).to_bytes()
+        survivors = Survivors.from_bytes(message)
+        now = json.loads((self._folder / "round").read_text())
+        now["survivors"] = [int(client) for client in survivors.clients]
+        answered = self._answered()
+        before = answered.get(str(now["round"]))
+        if before is not None and before["survivors"] != now["survivors"]:
+            raise SecureAggregationError(
+                f"client {self._client} has helped to unmask round {now['round']}, over other "
+                "clients"
+            )
+        reply = session.unmask(survivors).to_bytes()
         self._write("session", session.to_bytes())
-        round = (self._folder / "round").read_text()
-        self._write("answered", json.dumps({"round": int(round)}).encode())
+        self._write("answered", json.dumps({**answered, str(now["round"]): now}).encode())
         return reply
 
-    def _answered(self) -> int | None:
+    def _answered(self) -> dict[str, Any]:
+        """Return the rounds that the client has helped to unmask."""
         path = self._folder / "answered"
-        return int(json.loads(path.read_text())["round"]) if path.exists() else None
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
 
     def _session(self) -> ClientSession:
         try:

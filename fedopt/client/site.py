@@ -7,6 +7,7 @@ refuse, it refuses with a reason, before anything is trained.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -33,8 +34,8 @@ from fedopt.data.catalogue import DatasetOptions, SitesOptions
 from fedopt.data.partitioners import IntArray
 from fedopt.data.site_population import SitePopulation
 from fedopt.data.sites import SiteData, load_site
-from fedopt.errors import ConfigError, unknown_name
-from fedopt.experiment import Experiment
+from fedopt.errors import ConfigError, RefusalError, RunError, unknown_name
+from fedopt.experiment import Experiment, load_strategy
 from fedopt.seeds import derive
 
 log = logging.getLogger("fedopt")
@@ -174,6 +175,13 @@ class Site:
         if limit is not None and (clip is None or clip > limit or moves):
             got = "none" if clip is None else f"{clip:g}" + (", and moves" if moves else "")
             return f"the site sends no update longer than {limit:g}; uplink.clip.norm is {got}"
+        strategy = load_strategy(config.strategy.name)
+        others = set(strategy.local(config.strategy.options).terms) - {"delta"}
+        if limit is not None and others:
+            return (
+                f"the site sends no update longer than {limit:g}, and {config.strategy.name} sends "
+                f"{', '.join(sorted(others))} beside the clipped one"
+            )
         noise = config.privacy.noise_multiplier
         if self.require_noise is not None and noise < self.require_noise:
             return (
@@ -220,7 +228,7 @@ class Site:
         """
         refusal = self.refusal(config)
         if refusal is not None:
-            raise ConfigError(refusal, key=f"site {self.name}")
+            raise RefusalError(refusal, key=f"site {self.name}")
         data = self.load(site_options(config))
         sizes = np.zeros(others.clients, dtype=np.int64)
         ids = [client for client in range(others.clients) if client != self.client]
@@ -277,11 +285,24 @@ class Site:
         """Return the client's part in the secure sums of a run."""
         return SecureClient(self.run_folder(run_key), self.client)
 
-    def noise_seed(self, run_key: str) -> int:
+    def check_cohort(self, request: TrainRequest, others: Others) -> None:
+        """Refuse a round of more clients than there are, of which each would add too little noise.
+
+        Raises:
+            RefusalError: it says so.
+        """
+        if not 1 <= request.cohort <= others.present:
+            raise RefusalError(
+                f"a round of {request.cohort} clients, of {others.present} that have examples",
+                key="cohort",
+            )
+
+    def noise_seed(self, run_key: str, received: str) -> int:
         """Return the seed of the noise that protects the client: the server does not know it.
 
-        It is made from a secret that never leaves the state folder, so that a round that is asked
-        for twice has the same noise, and none is learned from the difference.
+        It is made from a secret that never leaves the state folder, and from what the client
+        received: a round that is asked for twice has the same noise, and none is learned from the
+        difference; another model in the same round has another.
         """
         path = self.state / "secret"
         if not path.exists():
@@ -295,8 +316,27 @@ class Site:
                 pass
             finally:
                 part.unlink()
-        word = f"{path.read_bytes().hex()} {run_key}"
+        word = f"{path.read_bytes().hex()} {run_key} {received}"
         return derive(0, word) & (2**63 - 1)
+
+
+def digest_of(request: TrainRequest) -> str:
+    """Return a digest of what a client received in a train message: the model and the rest."""
+    digest = hashlib.sha256(f"{request.round} {request.lr_scale!r}".encode())
+    for named in (request.arrays, request.broadcast):
+        for name in sorted(named):
+            digest.update(name.encode())
+            digest.update(named[name].contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tellable(error: Exception) -> str:
+    """Return what a server may be told of an error: our own words of runs and rules, else its kind.
+
+    The rest is in the client's log. Errors of data name columns, classes and values.
+    """
+    is_ours = isinstance(error, RunError | RefusalError)
+    return str(error) if is_ours else f"{type(error).__name__}; the client's log says more"
 
 
 def told(outcome: TrainingOutcome, site: Site, config: Config) -> RecordDict:

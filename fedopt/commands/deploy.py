@@ -340,7 +340,9 @@ def _up(names: list[str], folder: Path, as_processes: bool) -> None:
     if as_processes:
         for process in processes.up(deployment, names):
             typer.echo(f"{process.name}: process {process.pid}")
+        _remember(deployment, "processes")
         return
+    _remember(deployment, "docker")
     services = [deployment.named(name).name for name in names]
     compose.compose(folder, ["up", "-d", *services])
 
@@ -352,11 +354,12 @@ def _status(folder: Path, as_json: bool) -> None:
     from fedopt.deployment.folder import Deployment
 
     deployment = Deployment.open(folder)
-    told: dict[str, Any] = {"mode": "processes" if processes.is_up(deployment) else "docker"}
-    if told["mode"] == "processes":
+    told: dict[str, Any] = {"mode": _mode(deployment), "nodes": None, "runs": None}
+    if told["mode"] != "docker":
         told["services"] = {
             p.name: "stopped" if p.pid is None else "running" for p in processes.status(deployment)
         }
+    if processes.is_up(deployment):
         flwr = processes.flower(deployment)
         told["nodes"] = [
             {"node_id": str(n.get("node-id")), "status": n.get("status")} for n in flwr.nodes()
@@ -365,9 +368,8 @@ def _status(folder: Path, as_json: bool) -> None:
             {"id": str(r["run-id"]), "app": str(r.get("fab-id", "")), "status": r["status"]}
             for r in flwr.runs()
         ]
-    else:
+    if told["mode"] == "docker":
         told["services"] = _containers(folder)
-        told["nodes"], told["runs"] = None, None
     if as_json:
         typer.echo(json.dumps(told, indent=2))
         return
@@ -379,6 +381,19 @@ def _status(folder: Path, as_json: bool) -> None:
             typer.echo(f"{key}:" + ("" if told[key] else " none"))
             for row in told[key]:
                 typer.echo("  " + "  ".join(str(value) for value in row.values()))
+
+
+def _mode(deployment: Any) -> str:
+    """Return how the deployment was last started: `processes`, `docker`, or `stopped`: never."""
+    path = deployment.root / "run" / "mode"
+    return path.read_text().strip() if path.exists() else "stopped"
+
+
+def _remember(deployment: Any, mode: str) -> None:
+    from fedopt.atomic import write_atomically
+
+    (deployment.root / "run").mkdir(exist_ok=True)
+    write_atomically(deployment.root / "run" / "mode", mode.encode())
 
 
 def _containers(folder: Path) -> dict[str, str]:
@@ -411,7 +426,9 @@ def _logs(name: str, folder: Path, lines: int) -> None:
     if name not in every:
         raise unknown_name("NAME", name, every)
     file = processes.log_file(deployment, name)
-    if file.exists():
+    if _mode(deployment) != "docker":
+        if not file.exists():
+            raise ConfigError(f"{name} has not been started")
         text = file.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
         typer.echo("\n".join(text))
         return
@@ -426,7 +443,7 @@ def _down(names: list[str], folder: Path, as_processes: bool) -> None:
     stopped = processes.down(deployment, names)
     for process in stopped:
         typer.echo(f"{process.name}: stopped")
-    if as_processes or stopped:
+    if as_processes or _mode(deployment) != "docker":
         return
     if names:
         compose.compose(folder, ["stop", *(deployment.named(name).name for name in names)])
@@ -459,10 +476,13 @@ def _submit(
     if server is None:
         deployment = Deployment.open(folder)
         clients = clients or len(deployment.table.clients)
+        arguments = with_kept_configuration(deployment.root, arguments)
     from fedopt.deployment.submit import prepared
 
     config = None if resume is not None else prepared(configuration(arguments), clients)
     if server is None and not processes.is_up(deployment):
+        if _mode(deployment) == "processes":
+            raise ConfigError(f"{folder} is not up; fedopt deploy up --processes --folder {folder}")
         _submit_in_container(deployment, config, name, resume, include, as_json, quiet)
         return
     import tempfile
@@ -475,6 +495,15 @@ def _submit(
         else:
             flwr = processes.flower(deployment)
         _run(flwr, resume or name or _new_name(config), config, include, as_json, quiet)
+
+
+def with_kept_configuration(root: Path, arguments: list[str]) -> list[str]:
+    """Return the words of a submission, with the configuration of the split where none is given."""
+    from fedopt.deployment.folder import CONFIG
+
+    has_file = bool(arguments) and "=" not in arguments[0]
+    kept = root / CONFIG
+    return arguments if has_file or not kept.exists() else [str(kept), *arguments]
 
 
 def _run(

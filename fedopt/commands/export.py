@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedopt.commands.common import Debug, guarded
+from fedopt.completion import complete_runs
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +18,12 @@ def register(app: typer.Typer) -> None:
 
 def export(
     places: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="folders of runs, or folders with runs")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="folders of runs, or folders with runs",
+            autocompletion=complete_runs,
+        ),
     ],
     to: Annotated[str, typer.Option("--to", help="csv, parquet, tensorboard or mlflow")],
     out: Annotated[Path, typer.Option("--out", help="folder of what is written")],

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from fedopt.commands.common import AsJson, Debug, Quiet, guarded
+from fedopt.completion import complete_lists
 
 _MOST_FAILURES = 5
 
@@ -34,6 +35,7 @@ def sweep(
             metavar="[CONFIG.toml] [KEY=A,B,C]...",
             help="a TOML file, then values: a,b,c or 1..5 or linear(0,1,5) or log(1e-3,1,7); "
             "without a count, linear and log are for --random and --search tpe",
+            autocompletion=complete_lists,
         ),
     ] = None,
     out: SweepOut = None,

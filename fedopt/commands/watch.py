@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedopt.commands.common import Debug, guarded
+from fedopt.commands.common import Debug, RunDir, guarded
 
 if TYPE_CHECKING:
     from fedopt.analysis.follow import RunFollower
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def watch(
-    run_dir: Annotated[Path, typer.Argument(help="folder of a run, going on or ended")],
+    run_dir: RunDir,
     interval: Annotated[
         float, typer.Option("--interval", min=0.05, help="seconds between two looks, >= 0.05")
     ] = 0.5,

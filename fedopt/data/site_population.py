@@ -7,6 +7,7 @@ server of a deployment reads none and knows the clients' sizes.
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -284,7 +285,8 @@ class RemotePopulation:
 def load_sites(options: SitesOptions, seed: int, dtype: Dtype) -> SitePopulation:
     """Read a folder of clients' folders, for a simulation of what a deployment would do.
 
-    Clients are numbered in the order of the folders' names, numbers in them counted as numbers.
+    Clients have the id of their `site.toml`, where a deployment has given them one; else they are
+    numbered in the order of the folders' names, numbers in these counted as numbers.
 
     Args:
         options: where, and how the files are read.
@@ -313,17 +315,33 @@ def load_sites(options: SitesOptions, seed: int, dtype: Dtype) -> SitePopulation
     mine = [p for p in folders if p.name != TEST and not p.name.startswith(".")]
     if not mine:
         raise DataError(f"{root}: no client's folder in it", key="data.path")
-    # What a deployment's folder has per client beside its data: key and state.
-    found = [p / "data" if (p / "data").is_dir() else p for p in mine]
+    # What a deployment's folder has per client beside its data: its id, key and state.
+    found = {
+        _number(p, place): p / "data" if (p / "data").is_dir() else p
+        for place, p in enumerate(mine)
+    }
+    if len(found) < len(mine):
+        raise DataError(f"{root}: two folders are of the same client (client_id in site.toml)")
     test = root / TEST
     return SitePopulation(
-        {client: load_site(folder, options) for client, folder in enumerate(found)},
+        {client: load_site(folder, options) for client, folder in sorted(found.items())},
         test=load_site(test, options) if test.is_dir() else None,
         classes=options.classes,
         validation_fraction=options.validation_fraction,
         seed=seed,
         dtype=dtype,
     )
+
+
+def _number(folder: Path, place: int) -> int:
+    """Return a client's id: as its `site.toml` says, or its folder's place."""
+    path = folder / "site.toml"
+    if not path.exists():
+        return place
+    try:
+        return int(tomllib.loads(path.read_text(encoding="utf-8"))["client_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not say which client it is: {error}") from None
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:

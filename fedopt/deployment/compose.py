@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 HEAD = """\
 # SuperLink (TLS, clients known by their keys), the gateway that clients reach, a client each, a job
 # that submits a run, and a read-only page of results. Written by `fedopt deploy init`; what stands
-# in ${{...}} is from the .env file beside it.
-#   docker-compose build
-#   docker-compose up -d
-#   docker-compose run --rm submit          the run of config.toml
+# in ${{...}} is from {environment}.
+#   {command} build
+#   {command} up -d
+#   {command} run --rm submit          the run of config.toml
 version: "3.8"
 
 x-hardened: &hardened
@@ -85,11 +86,13 @@ services:
   gateway:
     <<: *server
     command: [gateway, /server, --superlink, "superlink:8000", --port, "9092"]
-    networks: [control, clients]
+    networks: [control, clients, outside]
     depends_on:
       superlink: {{condition: service_healthy}}
     volumes:
-      - {root}/server:/server:ro
+      - {root}/server/ca.crt:/server/ca.crt:ro
+      - {root}/server/server.pem:/server/server.pem:ro
+      - {root}/server/server.key:/server/server.key:ro
     ports:
       - "${{FEDOPT_BIND:-127.0.0.1}}:${{FEDOPT_PORT:-{port}}}:9092"
     mem_limit: 512m
@@ -110,7 +113,8 @@ services:
     depends_on:
       superlink: {{condition: service_healthy}}
     volumes:
-      - {root}/server:/server:ro
+      - {root}/server/ca.crt:/server/ca.crt:ro
+      - {root}/server/keys:/server/keys:ro
     mem_limit: 512m
 
   submit:
@@ -123,8 +127,8 @@ services:
     depends_on:
       superlink: {{condition: service_healthy}}
     volumes:
-      - {root}/server:/server:ro
-      - "${{FEDOPT_CONFIGS:-.}}:/config:ro"
+      - {root}/server/ca.crt:/server/ca.crt:ro
+      - "${{FEDOPT_CONFIGS:-{root}}}:/config:ro"
     mem_limit: 1g
 
   results:
@@ -138,6 +142,12 @@ services:
       - "127.0.0.1:${{FEDOPT_RESULTS_PORT:-9080}}:8080"
     mem_limit: 128m
     cpus: "0.2"
+    pids_limit: 50
+    healthcheck:
+      test: [CMD, python3, -m, fedopt.deployment.health, "http://127.0.0.1:8080/"]
+      interval: 10s
+      timeout: 5s
+      retries: 12
 """
 
 CLIENT = """
@@ -152,24 +162,37 @@ CLIENT = """
 """
 
 TAIL = """
+# What a run's code could reach from a client is the gateway alone.
 networks:
   control: {internal: true}
-  clients: {}
+  clients: {internal: true}
+  outside: {}
   results: {}
 """
 
 
-def compose_file(table: DeploymentTable, root: str = ".", source: str = "..") -> str:
+def compose_file(
+    table: DeploymentTable, root: str = ".", source: str = "..", environment: str = ".env"
+) -> str:
     """Return the Compose file of a deployment (file format 3.8, for Compose v1 and v2).
 
     Args:
         table: what `deployment.toml` says.
         root: the deployment's folder, as seen from the file.
         source: the folder of the Dockerfiles, as seen from the file.
+        environment: the file of what machines want otherwise, as seen from the file.
     """
-    count = len(table.clients)
-    head = HEAD.format(root=root, port=table.port, clients=count, source=source)
-    clients = "".join(CLIENT.format(root=root, name=client.name) for client in table.clients)
+    is_beside = environment == ".env"
+    head = HEAD.format(
+        root=root,
+        port=table.port,
+        clients=len(table.clients),
+        source=source,
+        environment="the .env file beside it" if is_beside else environment,
+        command="docker-compose" if is_beside else f"docker-compose --env-file {environment}",
+    )
+    here = [client.name for client in table.clients if not client.remote]
+    clients = "".join(CLIENT.format(root=root, name=name) for name in here)
     return head + clients + TAIL
 
 
@@ -178,6 +201,7 @@ def environment_file(deployment: Deployment) -> str:
     from fedopt.deployment.folder import container_ids
 
     uid, gid = container_ids()
+    project = re.sub(r"[^a-z0-9]+", "-", deployment.root.absolute().name.lower()).strip("-")
     return f"""\
 # Read by docker-compose. None of it is secret.
 FEDOPT_UID={uid}
@@ -186,9 +210,9 @@ FEDOPT_GID={gid}
 FEDOPT_BIND=127.0.0.1
 FEDOPT_PORT={deployment.table.port}
 FEDOPT_RESULTS_PORT=9080
-# folder of configurations, and the one that `docker-compose run --rm submit` runs
-FEDOPT_CONFIGS=.
+# the configuration that `docker-compose run --rm submit` runs, in the deployment's folder
 FEDOPT_CONFIG=config.toml
+COMPOSE_PROJECT_NAME=fedopt-{project}
 # base image and where else pip finds wheels, for builds without the public registries
 BASE_IMAGE=python:3.11-slim-bookworm
 PIP_FIND_LINKS=

@@ -14,6 +14,7 @@ Nothing that exists is overwritten: what is missing is made, the rest is left al
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,12 @@ from fedopt.validation import validate
 
 DEPLOYMENT = "deployment.toml"
 SITE = "site.toml"
+CONFIG = "config.toml"
+"""What `submit` begins with where no file is given: the configuration of a trial's split."""
+
+CLIENTS = "clients.json"
+"""In the server's folder: the clients' ids and names, which no node may choose for itself."""
+
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?")
 ALWAYS = ("superlink", "gateway", "localhost", "127.0.0.1")
 """Names that the server's certificate has besides those that are given."""
@@ -52,6 +59,7 @@ class ClientTable(Table):
 
     name: str = Field(description="name of its folder and container: lower case, digits, dashes")
     id: int = Field(ge=0, description="its id in every run, >= 0; never changes")
+    remote: bool = Field(False, description="whether it runs on another machine")
 
     @field_validator("name")
     @classmethod
@@ -218,8 +226,10 @@ def complete(deployment: Deployment) -> None:
     _copy(deployment.authority, server / "ca.crt")
     for client in deployment.table.clients:
         folder = deployment.client(client.name)
-        for part in ("data", "state"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
+        for part in ("", "data", "state"):
+            if not (folder / part).exists():
+                (folder / part).mkdir(parents=True)
+                (folder / part).chmod(0o700)  # examples and state are nobody else's to read
         public = server / "keys" / f"{client.name}.pub"
         if not public.exists():
             if not (folder / "key").exists():
@@ -228,6 +238,8 @@ def complete(deployment: Deployment) -> None:
         _copy(deployment.authority, folder / "ca.crt")
         if not (folder / SITE).exists():
             write_site_table(folder, client, deployment)
+    names = {str(client.id): client.name for client in deployment.table.clients}
+    write_atomically(server / CLIENTS, json.dumps(names).encode())
     for name, text in (
         (".env", environment_file(deployment)),
         ("docker-compose.yml", compose_file(deployment.table)),
@@ -274,25 +286,30 @@ def add_client(deployment: Deployment, name: str, public_key: Path | None) -> De
     Args:
         deployment: the deployment.
         name: of the client.
-        public_key: the public part of a key that was made on the client's machine; None makes a
-            key here, to be carried there.
+        public_key: the public part of a key that was made on the client's machine, where the
+            client then runs; None makes a key here.
 
     Raises:
         ConfigError: the name is not allowed or taken, or the key is not one.
     """
+    from fedopt.deployment.compose import compose_file
+
     checked_name(name)
     if any(client.name == name for client in deployment.table.clients):
         raise ConfigError(f'there is a client "{name}" already')
     if public_key is not None:
         pki.check_public_key(public_key)
     place = max((client.id for client in deployment.table.clients), default=-1) + 1
-    clients = (*deployment.table.clients, ClientTable(name=name, id=place))
+    added = ClientTable(name=name, id=place, remote=public_key is not None)
+    clients = (*deployment.table.clients, added)
     table = deployment.table.model_copy(update={"clients": clients})
     grown = Deployment(deployment.root, table)
     if public_key is not None:
         shutil.copyfile(public_key, deployment.server / "keys" / f"{name}.pub")
     grown.write()
-    (deployment.root / "docker-compose.yml").unlink(missing_ok=True)
+    compose = deployment.root / "docker-compose.yml"
+    if compose.exists() and compose.read_text() == compose_file(deployment.table):
+        compose.unlink()  # as it was written; one that was edited stays as it is
     complete(grown)
     return grown
 

@@ -25,7 +25,7 @@ import psutil
 
 from fedopt.atomic import write_atomically
 from fedopt.deployment.flower import Flower
-from fedopt.deployment.folder import Deployment
+from fedopt.deployment.folder import ClientTable, Deployment
 from fedopt.deployment.services import check_site, supernode_environment
 from fedopt.errors import ConfigError, RunError, UndescribedDataError
 
@@ -34,6 +34,9 @@ START_SECONDS = 90.0
 
 STOP_SECONDS = 10.0
 """How long a process may take to end when it is asked to."""
+
+CONNECTED, NOT_ADMITTED = "SuperNode ID: ", "Failed to activate SuperNode"
+"""What a SuperNode says when the server knows it, and when it does not admit it."""
 
 SUPERLINK, GATEWAY = "superlink", "gateway"
 
@@ -73,7 +76,8 @@ def up(deployment: Deployment, names: Sequence[str] = ()) -> list[Process]:
         ConfigError: a client's folder cannot be used, or a port is taken.
         RunError: a process ends or does not answer; with the end of its log.
     """
-    wanted = [deployment.named(name) for name in names] or list(deployment.table.clients)
+    wanted = [deployment.named(name) for name in names]
+    wanted = wanted or [client for client in deployment.table.clients if not client.remote]
     for client in wanted:
         try:
             check_site(deployment.client(client.name))
@@ -94,17 +98,58 @@ def up(deployment: Deployment, names: Sequence[str] = ()) -> list[Process]:
     if _running(deployment, GATEWAY) is None:
         _check_port(deployment.table.port)
         words = ["gateway", str(server), "--superlink", f"127.0.0.1:{port}"]
-        words += ["--host", "0.0.0.0", "--port", str(deployment.table.port)]
+        # A trial on one machine is nobody else's to reach.
+        is_local = deployment.table.hosts[0] in ("localhost", "127.0.0.1")
+        words += ["--host", "127.0.0.1" if is_local else "0.0.0.0"]
+        words += ["--port", str(deployment.table.port)]
         started.append(_start(deployment, GATEWAY, words))
     _wait(deployment, GATEWAY, deployment.table.port)
     register(flower(deployment), server)
-    for client in wanted:
-        if _running(deployment, client.name) is None:
-            words = ["node", str(deployment.client(client.name))]
-            words += ["--server", f"127.0.0.1:{deployment.table.port}", "--port", str(_free_port())]
-            environ = supernode_environment(deployment.client(client.name))
-            started.append(_start(deployment, client.name, words, environ))
+    starts = {c.name: _start_node(deployment, c.name) for c in wanted if not _is_on(deployment, c)}
+    for name, place in starts.items():
+        started.append(_await_node(deployment, name, place))
     return started
+
+
+def _is_on(deployment: Deployment, client: ClientTable) -> bool:
+    return _running(deployment, client.name) is not None
+
+
+def _start_node(deployment: Deployment, name: str) -> int:
+    """Start a client, and return where in its log what it says begins."""
+    log = log_file(deployment, name)
+    place = log.stat().st_size if log.exists() else 0
+    words = ["node", str(deployment.client(name))]
+    words += ["--server", f"127.0.0.1:{deployment.table.port}", "--port", str(_free_port())]
+    _start(deployment, name, words, supernode_environment(deployment.client(name)))
+    return place
+
+
+def _await_node(deployment: Deployment, name: str, place: int) -> Process:
+    """Wait until a client is known to the server.
+
+    For up to a minute after a client was killed, its server still counts it as connected, and
+    admits no second one with its key.
+
+    Raises:
+        RunError: it ends for another reason, or for too long; with the end of its log.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with open(log_file(deployment, name), "rb") as file:
+            file.seek(place)
+            said = file.read().decode(errors="replace")
+        process = _running(deployment, name)
+        if process is not None and CONNECTED in said:
+            return Process(name, process.pid)
+        if process is None:
+            if NOT_ADMITTED not in said:
+                break
+            time.sleep(5)
+            place = _start_node(deployment, name)
+        time.sleep(0.2)
+    tail = log_file(deployment, name).read_text(errors="replace").strip().splitlines()[-15:]
+    raise RunError("\n".join([f"{name} does not connect; the end of its log:", *tail]))
 
 
 def down(deployment: Deployment, names: Sequence[str] = ()) -> list[Process]:

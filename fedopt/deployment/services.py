@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedopt.client.resident import NODE_PID, SOCKET
 from fedopt.client.site import Site
-from fedopt.deployed import RESULTS, TEST_DATA
+from fedopt.deployed import CLIENTS, RESULTS, TEST_DATA
 from fedopt.deployment.flower import environment, exec_program
 from fedopt.deployment.folder import SiteTable, read_site_table
 from fedopt.errors import ConfigError, UndescribedDataError
@@ -48,7 +48,11 @@ def superlink_environment(server: Path, results: Path) -> dict[str, str]:
     """Return the environment of a SuperLink, which that of the ServerApp comes from."""
     return environment(
         server / "state" / "flwr",
-        **{RESULTS: str(results.absolute()), TEST_DATA: str((server / "data").absolute())},
+        **{
+            RESULTS: str(results.absolute()),
+            TEST_DATA: str((server / "data").absolute()),
+            CLIENTS: str((server / "clients.json").absolute()),
+        },
     )
 
 

@@ -230,7 +230,7 @@ def _why(submission: Submission, status: str, lines: Sequence[str]) -> str:
     text = "\n".join(told).removeprefix("fedopt.errors.")
     return (
         f"run {submission.name} ended as {status.removeprefix(FINISHED)}: {text}\n"
-        f"go on with it: fedopt deploy submit --resume {submission.name}"
+        f"go on with it: fedopt deploy submit --resume {submission.name} (and its --include)"
     )
 
 

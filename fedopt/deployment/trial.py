@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
+from fedopt.atomic import write_atomically
 from fedopt.config import Config
 from fedopt.data.sites import write_site
-from fedopt.deployment.folder import Deployment
+from fedopt.deployment.folder import CONFIG, Deployment
 from fedopt.errors import ConfigError
 from fedopt.experiment import configured_population
 
@@ -16,6 +18,9 @@ def split(config: Config, deployment: Deployment) -> Iterator[str]:
 
     A deployed run of the same configuration then has the same examples in the same order as its
     simulation.
+
+    The configuration is kept in the deployment's folder: `submit` begins with it, so that what is
+    recorded of a run is what its data are from.
 
     Args:
         config: whose population is split; it must have as many clients as the deployment.
@@ -27,6 +32,9 @@ def split(config: Config, deployment: Deployment) -> Iterator[str]:
     Raises:
         ConfigError: the numbers of clients differ, a client has no example, or a folder holds data.
     """
+    if "clients_per_round" not in config.run.model_fields_set:
+        run = config.run.model_copy(update={"clients_per_round": "all"})
+        config = replace(config, run=run)
     population = configured_population(config)
     clients = deployment.table.clients
     if population.clients != len(clients):
@@ -43,6 +51,9 @@ def split(config: Config, deployment: Deployment) -> Iterator[str]:
     for folder in (*folders, test):
         if folder.is_dir() and any(folder.iterdir()):
             raise ConfigError(f"{folder} holds data, which is never overwritten; empty it first")
+    kept = deployment.root / CONFIG
+    if kept.exists():
+        raise ConfigError(f"{kept} exists, which is never overwritten; move it away first")
     for client, folder in zip(clients, folders, strict=True):
         train = population.train(client.id)
         held = population.validation(client.id) if population.has_validation else None
@@ -53,3 +64,5 @@ def split(config: Config, deployment: Deployment) -> Iterator[str]:
     if examples is not None and examples.size:
         write_site(test, examples, None, population.classes)
         yield f"{test}: {examples.size} test examples"
+    write_atomically(kept, config.to_toml().encode())
+    yield f"{kept}: the configuration, which submit begins with"

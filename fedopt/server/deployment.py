@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,6 +43,9 @@ APP_CRASHED = 8
 
 RAISED = re.compile(r"<class '[^']*'>:<[\"'](.*)[\"']>")
 """How Flower tells what a ClientApp raised."""
+
+MOST_CLIENTS = 2**31
+"""Ids of clients are below."""
 
 POLL_SECONDS = (0.05, 0.5)
 """Shortest and longest pause between two looks for replies."""
@@ -95,7 +99,7 @@ class Member:
         """
         return cls(
             integer(told, "client"),
-            str(told["name"]),
+            printable(str(told["name"])),
             integer(told, "examples"),
             integer(told, "validation"),
             tuple(integers(told, "input-shape")),
@@ -112,6 +116,7 @@ class DeploymentGrid(Grid):
         grid: Flower's.
         config: the run's, which nodes are told.
         experiment: the same as the nodes get it.
+        admitted: ids and names of the clients that may take part; None for any.
         clock: a monotonic clock in seconds.
         sleep: pauses so many seconds.
     """
@@ -121,12 +126,14 @@ class DeploymentGrid(Grid):
         grid: Grid,
         config: Config,
         experiment: str,
+        admitted: Mapping[int, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._grid = grid
         self._config = config
         self._experiment = experiment
+        self._admitted = admitted
         self._clock = clock
         self._sleep = sleep
         self._nodes: dict[int, int] = {}  # client -> node
@@ -173,17 +180,20 @@ class DeploymentGrid(Grid):
     def refresh(self) -> None:
         """Ask the nodes that are new which client they are."""
         online = set(self._grid.get_node_ids())
-        now = self._clock()
+        now, is_on = self._clock(), self._expected is not None
+        # Who is asked in the midst of a run holds up the others.
+        again = 60 * NODES_SECONDS if is_on else 6 * NODES_SECONDS
+        limit = min(self._config.deployment.wait_seconds, 30.0 if is_on else math.inf)
         asked = [
             node
             for node in sorted(online - set(self._clients))
-            if node not in self._refused or now - self._refused[node][1] >= 6 * NODES_SECONDS
+            if node not in self._refused or now - self._refused[node][1] >= again
         ]
         if not asked:
             return
         content = ConfigRecord({"experiment": self._experiment})
         messages = [Message(RecordDict({"config": content}), node, DESCRIBE) for node in asked]
-        replies = self._exchange(messages, self._config.deployment.wait_seconds)
+        replies = self._exchange(messages, limit)
         for reply in replies:
             self._introduce(reply, online)
 
@@ -196,8 +206,9 @@ class DeploymentGrid(Grid):
         record = reply.content.config_records.get("site", ConfigRecord())
         refusal = text(record, "refused")
         if refusal is not None:
-            who = f"client {record.get('client', '?')!s} ({record.get('name', 'no name')!s})"
-            self._refuse(node, f"{who} does not take part: {refusal}")
+            name = printable(str(record.get("name", "no name")))
+            who = f"client {record.get('client', '?')!s} ({name})"
+            self._refuse(node, f"{who} does not take part: {printable(refusal)}")
             return
         try:
             member = Member.of(record)
@@ -230,6 +241,11 @@ class DeploymentGrid(Grid):
 
     def _disagreement(self, member: Member) -> str | None:
         """Return what keeps a client out of the run, or None."""
+        if self._admitted is not None and self._admitted.get(member.client) != member.name:
+            name = self._admitted.get(member.client)
+            return "is not one of the deployment" if name is None else f"is called {name} here"
+        if member.examples < 1 or member.client < 0 or member.client >= MOST_CLIENTS:
+            return f"has {member.examples} examples and the id {member.client}; both must be sane"
         if self._expected is not None:
             then = self._expected.get(member.client)
             if then is None:
@@ -466,6 +482,11 @@ def _trains(message: Message) -> bool:
     return bool(message.metadata.message_type == MessageType.TRAIN)
 
 
+def printable(text: str) -> str:
+    """Return a text of a client's without what would change a terminal, and not too long."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:500]
+
+
 def array_nbytes(content: RecordDict) -> int:
     """Return the bytes of the arrays in a message's content."""
     return sum(record.count_bytes() for record in content.array_records.values())
@@ -477,7 +498,7 @@ def _reason(error: Error) -> str:
         return "it went away"
     if error.code == APP_CRASHED:
         return "its process ended before it answered"
-    said = (error.reason or "no reason given").strip().splitlines()[-1]
+    said = printable((error.reason or "no reason given").strip().splitlines()[-1])
     raised = RAISED.fullmatch(said)
     return f"{said} (code {error.code})" if raised is None else raised.group(1)
 

@@ -146,6 +146,7 @@ class FederatedStrategy(Strategy):
                 "have examples",
                 key="clients_per_round",
             )
+        self.noise_seed: int | None = None  # of the server's noise, where clients know the run's
         self.record: RoundRecord | None = None
         self.store: ClientStateStore | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -598,6 +599,7 @@ class FederatedStrategy(Strategy):
             private = self.federation.privacy is not None
             divisor = self.federation.clients_per_round if private else None
             channel, seed = self.federation.channel, self.federation.seed
+            seed = seed if self.noise_seed is None else self.noise_seed
             self._channel = ServerChannel(channel, self._layout, seed, divisor)
         self._scheduler = self._make_scheduler(self._layout)
         if self._scheduler is not None:

@@ -95,7 +95,11 @@ class Nodes(DirectGrid):
             }
             context = Context(1, node, config, RecordDict(), {})
             sent = pickle.loads(pickle.dumps(message))  # nothing is shared across a network
-            replies.append(pickle.loads(pickle.dumps(client_app()(sent, context))))
+            try:
+                reply = client_app()(sent, context)
+            except Exception as error:  # as Flower answers for an app that raises
+                reply = Message(Error(2, f"{type(error)}:<'{error}'>"), reply_to=message)
+            replies.append(pickle.loads(pickle.dumps(reply)))
         self.answers += [pickle.loads(pickle.dumps(reply)) for reply in replies]
         return replies
 

@@ -12,18 +12,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from flwr.app import ConfigRecord, Message, RecordDict
 from safetensors.torch import load_file
 
 import fedopt
 from fedopt.analysis.store import read_clients, read_history
+from fedopt.client.messages import TrainRequest
 from fedopt.client.secure import SecureClient
+from fedopt.client.site import Others, Site
 from fedopt.client.state import RowFile
 from fedopt.client.sums import BlockSums
 from fedopt.client.trainer import TrainingOutcome
 from fedopt.config import load
 from fedopt.data.site_population import SitePopulation
 from fedopt.deployment.submit import prepared
-from fedopt.errors import ConfigError, FedoptError, RunError, SecureAggregationError
+from fedopt.errors import (
+    ConfigError,
+    FedoptError,
+    RefusalError,
+    RunError,
+    SecureAggregationError,
+)
 from fedopt.secure import (
     Agreement,
     Layout,
@@ -143,15 +152,23 @@ def test_what_the_server_will_not_ask_for_again_is_removed(tmp_path, monkeypatch
         assert 1 <= len(rows) <= 4  # of now, of two checkpoints, the last one written
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
-def test_a_run_whose_server_was_killed_goes_on_to_the_same_bits(strategy, tmp_path, monkeypatch):
-    words = [*TASK, f"strategy={strategy}", "rounds=5"]
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("fedavg", []), ("scaffold", []), ("scaffold", ["deployment.secure=true"])],
+    ids=["fedavg", "scaffold", "secure"],
+)
+def test_a_run_whose_server_was_killed_goes_on_to_the_same_bits(
+    strategy, more, tmp_path, monkeypatch
+):
+    words = [*TASK, f"strategy={strategy}", "rounds=5", *more]
     folders = split(load(None, words), tmp_path / "data")
     whole = deploy(monkeypatch, tmp_path, Nodes(sites(tmp_path / "a", folders)), words, out="whole")
     nodes = Nodes(sites(tmp_path / "b", folders))
 
     def killed(message, client):
-        if message.metadata.message_type == "train" and round_of(message) == "4":
+        # With secure sums: after clients have helped to unmask the round.
+        kind = "evaluate" if more else "train"
+        if message.metadata.message_type == kind and round_of(message) == "4":
             raise KeyboardInterrupt
         return
 
@@ -251,6 +268,11 @@ def changed(place, **values):
             ["uplink.clip.norm=2.0"],
             "sends no update longer than 1; uplink.clip.norm is 2",
         ),
+        (
+            {"require_clip_norm": 1.0},
+            ["strategy=scaffold", "uplink.clip.norm=0.5"],
+            "scaffold sends control_delta beside the clipped one",
+        ),
         ({"require_noise": 0.5}, [], "wants uplink.privacy.noise_multiplier >= 0.5, got 0"),
         ({"require_secure": True}, [], "wants deployment.secure = true"),
         ({"client": 0}, [], "client 0 is there twice, as clinic-0 and as clinic-1"),
@@ -300,6 +322,9 @@ def test_nothing_but_updates_and_agreed_metrics_leaves_a_client(tmp_path, monkey
     nodes, _ = two_of(tmp_path, monkeypatch, lambda *_: None, share_metrics=False)
     found = {}
     for reply in nodes.answers:
+        if reply.has_error():
+            assert reply.metadata.message_type == "evaluate"
+            continue
         kind = reply.metadata.message_type
         for name, record in reply.content.items():
             found.setdefault((kind, name), set()).update(record)
@@ -315,14 +340,59 @@ def test_nothing_but_updates_and_agreed_metrics_leaves_a_client(tmp_path, monkey
             "selected_share",
         },
         ("train", "seen"): {"examples"},
-        ("evaluate", "clients"): {"client", "examples", "loss", "accuracy"},
     }
+    assert any(r.has_error() for r in nodes.answers)  # the evaluation that was asked for
     names = {name.partition("/")[2] for name in found[("train", "sums")]}
     assert names == {"delta", "control_delta"}
     for reply in nodes.answers:
+        if reply.has_error():
+            continue
         metrics = reply.content.metric_records.get("clients", {})
         if reply.metadata.message_type == "train":
             assert all(math.isnan(v) for v in metrics["train_loss"] + metrics["update_norm"])
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_no_message_makes_a_client_quote_its_data(kind, tmp_path):
+    """A server that asks for another target column learns nothing of the columns there are."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.csv").write_text("patient,age,label\nAnn Lee,50,0\nBob Roe,61,1\n")
+    nodes = Nodes([Site(0, "clinic-0", folder, tmp_path / "state")])
+    config = load(None, ["data=sites", "partition=natural", "data.target=patient"])
+    record = ConfigRecord(
+        {
+            "experiment": json.dumps(config.dump()),
+            "others": Others("key", 1, 1, 2, 2).to_json(),
+            "server-round": 1,
+            "lr-scale": 1.0,
+            "cohort": 1,
+            "split": "validation",
+            "clients": [0],
+            "state-path": "",
+        }
+    )
+    (node,) = nodes.get_node_ids()
+    message = Message(RecordDict({"config": record}), node, kind)
+    (reply,) = nodes.exchange([message])
+    assert reply.has_error()
+    assert "Ann" not in str(reply.error.reason)
+    assert "patient" not in str(reply.error.reason)
+    assert "the client's log says more" in reply.error.reason
+
+
+def test_a_cohort_that_cannot_be_takes_no_noise_away(tmp_path):
+    site = Site(0, "clinic-0", tmp_path, tmp_path)
+    request = TrainRequest(1, [], {}, {}, None, 1.0, None, [1], 10**12)
+    with pytest.raises(RefusalError, match="of 3 that have examples"):
+        site.check_cohort(request, Others("key", 3, 3, 10, 2))
+
+
+def test_who_is_not_of_the_deployment_is_kept_out(tmp_path, monkeypatch):
+    (tmp_path / "clients.json").write_text('{"0": "clinic-0", "1": "other", "2": "clinic-2"}')
+    monkeypatch.setenv("FEDOPT_CLIENTS", str(tmp_path / "clients.json"))
+    text = refused(tmp_path, monkeypatch, lambda found: found)
+    assert "client 1 (clinic-1) is called other here" in text
 
 
 def test_an_error_in_training_quotes_no_example_to_the_server(tmp_path, monkeypatch, capsys):
@@ -368,8 +438,9 @@ def test_noise_is_drawn_from_a_secret_of_the_client(tmp_path, monkeypatch):
     assert not np.array_equal(sums["a"], sums["again"])  # another run, another noise
     assert not np.array_equal(sums["a"], sums["b"])
     site = sites(tmp_path / "a", folders)[0]
-    assert site.noise_seed("run-1") == site.noise_seed("run-1")
-    assert site.noise_seed("run-1") != site.noise_seed("run-2")
+    assert site.noise_seed("run-1", "x") == site.noise_seed("run-1", "x")
+    assert site.noise_seed("run-1", "x") != site.noise_seed("run-2", "x")
+    assert site.noise_seed("run-1", "x") != site.noise_seed("run-1", "another model")
 
 
 # Secure aggregation -------------------------------------------------------------------------------
@@ -450,7 +521,7 @@ def test_a_client_helps_to_unmask_a_round_once(tmp_path):
     server, parts = ServerSession(agreement), [SecureClient(tmp_path / str(c), c) for c in (0, 1)]
     told = agreement.to_bytes()
     for part in parts:
-        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, outcome)))
+        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, "model", outcome)))
     for client, ring in server.close_keys().items():
         server.add_shares(SealedShares.from_bytes(parts[client].shares(ring.to_bytes())))
     for client, inbox in server.close_shares().items():
@@ -458,8 +529,24 @@ def test_a_client_helps_to_unmask_a_round_once(tmp_path):
     for client, survivors in server.close_masked().items():
         server.add_unmask(UnmaskShares.from_bytes(parts[client].unmask(survivors.to_bytes())))
     assert server.close_unmask().values["delta"].tolist() == [2.0] * 4
-    with pytest.raises(SecureAggregationError, match="helped to unmask round 7 already"):
-        parts[0].begin(told, 7, outcome)
-    parts[0].begin(told, 8, outcome)
+    with pytest.raises(SecureAggregationError, match="helped to unmask round 7, of another model"):
+        parts[0].begin(told, 7, "another model", outcome)
+    with pytest.raises(SecureAggregationError, match="a later round than 6"):
+        parts[0].begin(told, 6, "model", outcome)
+    parts[0].begin(told, 8, "next model", outcome)
+    # The same again, as a server that was killed asks: over the same clients, and no others.
+    agreement = Agreement("again", 0, 7, (0, 1, 2), layout, threshold=2)
+    told = agreement.to_bytes()
+    server = ServerSession(agreement)
+    parts.append(SecureClient(tmp_path / "2", 2))
+    for part in parts:
+        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, "model", outcome)))
+    for client, ring in server.close_keys().items():
+        server.add_shares(SealedShares.from_bytes(parts[client].shares(ring.to_bytes())))
+    for client, inbox in server.close_shares().items():
+        server.add_masked(MaskedVector.from_bytes(parts[client].mask(inbox.to_bytes())))
+    survivors = server.close_masked()
+    with pytest.raises(SecureAggregationError, match="round 7, over other clients"):
+        parts[0].unmask(survivors[0].to_bytes())
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert all(stat.S_IMODE(p.stat().st_mode) == 0o600 for p in files)

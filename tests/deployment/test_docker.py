@@ -39,7 +39,9 @@ def test_the_compose_file_of_the_repository_is_that_of_three_clients():
     clients = tuple(ClientTable(name=f"client-{i}", id=i) for i in range(3))
     table = DeploymentTable(hosts=("localhost",), port=9092, clients=clients)
     written = (ROOT / "docker-compose.yml").read_text()
-    assert written == compose_file(table, root="./deployment", source=".")
+    assert written == compose_file(
+        table, root="./deployment", source=".", environment="deployment/.env"
+    )
 
 
 def docker(folder, *words, **options):
@@ -168,7 +170,7 @@ def test_no_private_key_is_readable_by_others_or_in_a_log(folder, undisturbed):
 
 
 def test_a_killed_container_is_lost_by_name_and_takes_part_again(folder, undisturbed):
-    process = submitted(folder, "killed", "rounds=6")
+    process = submitted(folder, "killed", "rounds=8", "deployment.round_seconds=25")
     wait_for_round(folder, "killed", 1, process)
     docker(folder, "kill", container(folder, "client-1"))
     wait_for_round(folder, "killed", 2, process)
@@ -187,6 +189,7 @@ def test_a_killed_container_is_lost_by_name_and_takes_part_again(folder, undistu
     )
     _, err = finished(process)
     status = clients_of(folder, "killed")
+    assert status[1].iloc[-1] == "trained"
     assert (status[0] == "trained").all()
     assert (status[2] == "trained").all()
     assert "failed" in set(status[1])
@@ -198,13 +201,14 @@ def test_a_client_that_is_cut_off_is_lost_by_name_and_takes_part_again(folder, u
     (network,) = json.loads(docker(folder, "inspect", name).stdout)[0]["NetworkSettings"][
         "Networks"
     ]
-    process = submitted(folder, "cut", "rounds=6", "deployment.round_seconds=20")
+    process = submitted(folder, "cut", "rounds=8", "deployment.round_seconds=20")
     wait_for_round(folder, "cut", 1, process)
     docker(folder, "network", "disconnect", network, name)
-    wait_for_round(folder, "cut", 3, process)
+    wait_for_round(folder, "cut", 2, process)
     docker(folder, "network", "connect", network, name)
     _, err = finished(process)
     status = clients_of(folder, "cut")
+    assert status[2].iloc[-1] == "trained"
     assert "failed" in set(status[2])
     assert (status[[0, 1]] == "trained").all(axis=None)
     assert "client 2 (client-2)" in err

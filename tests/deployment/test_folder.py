@@ -95,12 +95,17 @@ def test_a_client_is_added_with_a_key_made_here_or_there(deployment, tmp_path):
     known = (grown.server / "keys" / "d.pub").read_bytes()
     assert known == (tmp_path / "theirs.pub").read_bytes()
     services = yaml.safe_load((deployment.root / "docker-compose.yml").read_text())["services"]
-    assert {"a", "b", "c", "d"} <= set(services)
+    assert {"a", "b", "c"} <= set(services)
+    assert "d" not in services  # it runs elsewhere
+    edited = (deployment.root / "docker-compose.yml").read_text() + "# mine\n"
+    (deployment.root / "docker-compose.yml").write_text(edited)
     (tmp_path / "no.pub").write_text("ssh-ed25519 AAAA\n")
     with pytest.raises(ConfigError, match=r"not a public key|must be ECDSA"):
         add_client(grown, "e", tmp_path / "no.pub")
     with pytest.raises(ConfigError, match='there is a client "d" already'):
         add_client(grown, "d", None)
+    add_client(grown, "e", None)
+    assert (deployment.root / "docker-compose.yml").read_text() == edited
 
 
 @pytest.mark.parametrize("name", ["", "A", "a_b", "-a", "a-", "x" * 43, "../a", "a b"])
@@ -183,7 +188,10 @@ def test_the_compose_file_keeps_clients_from_the_superlink():
     assert tree["version"] == "3.8"
     assert services["a"]["networks"] == ["clients"]
     assert services["superlink"]["networks"] == ["control"]
-    assert tree["networks"]["control"] == {"internal": True}
+    for name in ("control", "clients"):
+        assert tree["networks"][name] == {"internal": True}
+    server = [v for s in ("gateway", "register", "submit") for v in services[s]["volumes"]]
+    assert not any(volume.startswith("./server:") for volume in server)
     assert "ports" not in services["superlink"]
     for name, service in services.items():
         assert service["read_only"] is True, name
