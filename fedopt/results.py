@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
+    from fedopt.analysis.comparison import Comparison
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -139,6 +141,35 @@ class Run:
         )
         where = f", dir={str(self.dir)!r}" if self.dir else ""
         return f"Run({self.config.strategy.name}, rounds={self.summary['rounds']}, {shown}{where})"
+
+    def compare(
+        self,
+        *others: Run,
+        target: str | None = None,
+        metrics: Sequence[str] = ("test_accuracy",),
+    ) -> Comparison:
+        """Compare this run with others, as `fedopt compare` does; a notebook shows the tables.
+
+        Args:
+            others: runs; those that differ in the seed alone are a group.
+            target: `METRIC=VALUE`, whose cost in rounds, bytes and steps is told.
+            metrics: columns of `rounds.csv`.
+
+        Raises:
+            ConfigError: a metric is not known, or the target is not of the form.
+        """
+        from fedopt.analysis.comparison import comparison
+        from fedopt.analysis.groups import group_runs, stored
+        from fedopt.analysis.targets import Target
+
+        runs = (self, *others)
+        names = [f"{run.config.strategy.name} {place}" for place, run in enumerate(runs, 1)]
+        found = [
+            stored(name, run.history, run.config.dump())
+            for name, run in zip(names, runs, strict=True)
+        ]
+        goal = Target.parse(target) if target else None
+        return comparison(group_runs(found), list(metrics), goal)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows of the run: its values and its curves."""

@@ -114,6 +114,12 @@ class Comparison:
         known = [value for value in values if value is not None]
         return mean_interval(known) if len(known) == len(values) else None
 
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        from fedopt.analysis.comparison_tables import sections_of
+
+        return "\n".join(section.html() for section in sections_of(self))
+
 
 def comparison(
     groups: Sequence[Group],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -71,6 +72,23 @@ class Section:
         lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in rows]
         notes = [f"\n{note[:1].upper()}{note[1:]}." for note in self.notes]
         return "\n".join([f"**{self.title[:1].upper()}{self.title[1:]}**\n", *lines, *notes]) + "\n"
+
+    def html(self) -> str:
+        """Return it as an HTML table with its title and notes, for a notebook."""
+        aligned = ["left" if heading in self.left else "right" for heading in self.headings]
+
+        def row(cells: Sequence[str], kind: str) -> str:
+            parts = (
+                f'<{kind} style="text-align: {side}">{escape(cell)}</{kind}>'
+                for cell, side in zip(cells, aligned, strict=True)
+            )
+            return f"<tr>{''.join(parts)}</tr>"
+
+        rows = "".join(row(cells, "td") for cells in self.cells)
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
+        title = f"<caption>{escape(self.title)}</caption>"
+        head = f"<thead>{row(self.headings, 'th')}</thead>"
+        return f"<table>{title}{head}<tbody>{rows}</tbody></table>{notes}"
 
     def latex(self) -> str:
         """Return it as a LaTeX table that needs the package booktabs."""
