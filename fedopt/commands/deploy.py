@@ -198,6 +198,25 @@ def submit(
 
 
 @deploy.command()
+def stop(
+    name: Annotated[str, typer.Argument(help="name of the run")],
+    folder: Folder = DEFAULT,
+    server: Annotated[
+        Path | None, typer.Option("--server", help="the server's folder (inside its container)")
+    ] = None,
+    superlink: Annotated[
+        str | None, typer.Option("--superlink", help="host:port of the SuperLink (likewise)")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Stop a run that was submitted; `submit --resume` can go on with it.
+
+    Example: fedopt deploy stop trial
+    """
+    guarded(lambda: _stop(name, folder, server, superlink), debug)
+
+
+@deploy.command()
 def serve(
     server: Annotated[Path, typer.Argument(help="the server's folder")],
     results: Annotated[Path, typer.Option("--results", help="folder of runs' folders")],
@@ -578,6 +597,31 @@ def _submit_in_container(
         inner += [*(["--json"] if as_json else []), *(["--quiet"] if quiet else [])]
         own(deployment.root)
         compose(deployment.root, [*words, "submit", *inner])
+
+
+def _stop(name: str, folder: Path, server: Path | None, superlink: str | None) -> None:
+    import tempfile
+
+    from fedopt.deployment import processes
+    from fedopt.deployment.compose import compose
+    from fedopt.deployment.flower import Flower
+    from fedopt.deployment.folder import Deployment
+    from fedopt.deployment.submit import stop_others
+
+    with tempfile.TemporaryDirectory(prefix="fedopt-flower-") as home:
+        if server is not None and superlink is not None:
+            flwr = Flower(Path(home), superlink, server / "ca.crt")
+        else:
+            deployment = Deployment.open(folder)
+            if not processes.is_up(deployment):
+                inner = ["stop", name, "--server", "/server", "--superlink", "superlink:8000"]
+                compose(folder, ["run", "--rm", "-T", "submit", *inner])
+                return
+            flwr = processes.flower(deployment)
+        stopped = stop_others(flwr, name)
+    if not stopped:
+        raise ConfigError(f'no run "{name}" is under way')
+    typer.echo(f"{name}: stopped; go on with it: fedopt deploy submit --resume {name}")
 
 
 def _gateway(server: Path, superlink: str, host: str, port: int) -> None:

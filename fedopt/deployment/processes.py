@@ -205,10 +205,26 @@ def is_up(deployment: Deployment) -> bool:
 def register(flwr: Flower, server: Path) -> list[str]:
     """Admit the clients' keys that lie with the server; return the names of those that are new.
 
+    Which were admitted is kept beside the SuperLink's database, as each takes a process to ask.
+
     Raises:
         RunError: the SuperLink refuses one.
     """
-    return [path.stem for path in sorted((server / "keys").glob("*.pub")) if flwr.register(path)]
+    database, known = server / "state" / "superlink.db", server / "state" / "admitted.json"
+    admitted: dict[str, str] = {}
+    if database.exists() and known.exists():
+        admitted = json.loads(known.read_text())
+    new = []
+    for path in sorted((server / "keys").glob("*.pub")):
+        key = path.read_text()
+        if admitted.get(path.stem) == key:
+            continue
+        if flwr.register(path):
+            new.append(path.stem)
+        admitted[path.stem] = key
+    if database.exists():
+        write_atomically(known, json.dumps(admitted).encode())
+    return new
 
 
 def log_file(deployment: Deployment, name: str) -> Path:

@@ -132,16 +132,22 @@ def write_app(folder: Path, name: str, config: Config | None, include: Sequence[
             raise ConfigError(f"{path} is neither a module (.py) nor a package", key="--include")
 
 
-def stop_others(flwr: Flower, name: str) -> None:
+def stop_others(flwr: Flower, name: str) -> int:
     """Stop what still counts as running of a run that is to go on.
 
     A killed ServerApp leaves its run `running` until Flower misses it, and two must not write into
     one folder.
+
+    Returns:
+        How many were stopped.
     """
+    stopped = 0
     for run in flwr.runs():
         is_over = str(run["status"]).startswith(FINISHED)
         if not is_over and str(run.get("fab-id", "")).endswith(f"/{app_name(name)}"):
             flwr.stop(int(run["run-id"]))
+            stopped += 1
+    return stopped
 
 
 def app_name(name: str) -> str:

@@ -115,20 +115,30 @@ def test_status_shows_clients_and_runs(folder, undisturbed):
     assert [run["status"] for run in told["runs"]] == ["finished:completed"]
 
 
+def statuses(folder, name):
+    """Return what became of each client in each round so far: rounds by clients."""
+    table = pd.read_csv(folder / "deployment" / "results" / name / "clients.csv")
+    return table.pivot(index="round", columns="client", values="status")
+
+
 def test_a_killed_client_is_lost_by_name_and_takes_part_again(folder, deployment, undisturbed):
-    process = submitted(folder, "killed", "rounds=6", "deployment.round_seconds=25")
+    process = submitted(folder, "killed", "rounds=60", "deployment.round_seconds=25")
     wait_for_round(folder, "killed", 1, process)
     processes.kill(deployment, "client-1")
     wait_for_round(folder, "killed", 2, process)
     fedopt(folder, "deploy", "up", "client-1", "--processes")
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    deadline = time.monotonic() + 180
+    while statuses(folder, "killed")[1].iloc[-1] != "trained":
+        assert time.monotonic() < deadline, statuses(folder, "killed")
+        time.sleep(1)
+    fedopt(folder, "deploy", "stop", "killed")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
     assert "client 1 (client-1)" in err
-    table = pd.read_csv(folder / "deployment" / "results" / "killed" / "clients.csv")
-    status = table.pivot(index="round", columns="client", values="status")
-    assert (status[[0, 2]] == "trained").all(axis=None)
-    assert "failed" in status[1].tolist()
-    assert status[1].iloc[-1] == "trained"
+    assert "ended as stopped" in err
+    found = statuses(folder, "killed")
+    assert (found[[0, 2]] == "trained").all(axis=None)
+    assert "failed" in found[1].tolist()
 
 
 def test_a_killed_server_app_is_gone_on_from_to_the_same_bits(folder, deployment, undisturbed):
