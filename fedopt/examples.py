@@ -16,6 +16,7 @@ _NAMED = (
     "data=sites",
     "data.path=hospitals",
     "partition=natural",
+    "clients_per_round=all",
     "data.target=diagnosis",
     'data.labels=["benign","malignant"]',
 )
@@ -215,7 +216,11 @@ NEEDS: dict[str, tuple[str, ...]] = {
 
 ENTRY_NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("data", "files"): ("data.path=my_data.npz",),
-    ("data", "sites"): ("data.path=deployment/clients", "partition=natural"),
+    ("data", "sites"): (
+        "data.path=deployment/clients",
+        "partition=natural",
+        "clients_per_round=all",
+    ),
     ("local.schedule", "multi_step"): ("local.schedule.milestones=[100,150]",),
     ("local.schedule", "plateau"): ("local.schedule.metric=train_loss",),
     ("strategy", "mofedsam"): ("local.sam.rho=0.05",),
@@ -240,6 +245,7 @@ VALUES: dict[tuple[str, str], str] = {
     ("data.path", "sites"): "deployment/clients",
     ("data.columns", "sites"): '["age","dose"]',
     ("data.classes", "sites"): "10",
+    ("data.label_noise", "sites"): "0",
     ("data.scale", "sites"): "0.00392157",
     ("data.shift", "sites"): "-0.5",
     ("data.test_fraction", "files"): "0.2",

@@ -62,6 +62,20 @@ def test_bash_gets_keys_and_goes_on_with_the_values_of_the_only_one(tmp_path: Pa
     ]
 
 
+def test_lists_go_on_behind_a_comma(tmp_path: Path) -> None:
+    assert bash(tmp_path, "sweep", "strategy", "=", "fedavg,scaf") == ["fedavg,scaffold"]
+    offered = bash(tmp_path, "sweep", "seed", "=", "0,1", "strategy", "=", "fedavg,")
+    assert offered == [f"fedavg,{name}" for name in STRATEGIES if name != "fedavg"]
+    assert bash(tmp_path, "sweep", "strategy", "=", "fedavg,scaffold", "rounds") == [
+        "rounds=200",
+        "rounds=400",
+    ]
+
+
+def test_subcommands(tmp_path: Path) -> None:
+    assert bash(tmp_path, "deploy", "sub") == ["submit"]
+
+
 def test_zsh_and_fish_get_whole_words_with_descriptions(tmp_path: Path) -> None:
     words = {"_TYPER_COMPLETE_ARGS": "fedopt run strategy=sc"}
     (line,) = asked(tmp_path, _FEDOPT_COMPLETE="complete_zsh", **words)
@@ -163,7 +177,9 @@ def test_runs_and_configurations_complete_in_every_command(name: str, tmp_path: 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").touch()
     for parameter in commands()[name].params:
-        if isinstance(parameter, click.Argument) and parameter.name in ("run_dir", "run_dirs"):
+        if isinstance(parameter, click.Argument) and parameter.name in (
+            *("run_dir", "run_dirs", "places"),
+        ):
             assert bash(tmp_path, name, "ru") == ["run"]
         if isinstance(parameter, click.Argument) and parameter.name == "arguments":
             assert bash(tmp_path, name, "strategy", "=", "scaf") == ["scaffold"]

@@ -36,7 +36,8 @@ def test_everything_has_type_default_effect_example_and_page(path: str) -> None:
     page, _, anchor = found.page.partition("#")
     assert page.endswith(".md")
     assert anchor == anchor.lower()
-    assert found.example.startswith("fedopt run ")
+    program = "deploy submit" if path.startswith("deployment") else "run"
+    assert found.example.startswith(f"fedopt {program} ")
     assert found.description or found.variants
     if found.what == "key":
         assert all(variant["type"] and variant["default"] for variant in found.variants)
@@ -82,6 +83,13 @@ def test_examples_begin_a_run_where_they_need_no_file(tmp_path, monkeypatch) -> 
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.savez("my_data.npz", x=rng.normal(size=(400, 4)), y=np.arange(400) % 4)
+    for site in ("one", "two"):
+        for folder, target in (
+            ("deployment/clients", "label\n50,0.5,0\n61,1.5,9\n"),
+            ("hospitals", "diagnosis\n50,0.5,benign\n61,1.5,malignant\n"),
+        ):
+            (tmp_path / folder / site).mkdir(parents=True)
+            (tmp_path / folder / site / "train.csv").write_text(f"age,dose,{target}")
     elsewhere = (
         "teacher.model",
         "genotype.json",

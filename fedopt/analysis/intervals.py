@@ -119,6 +119,11 @@ def mean_curve(curves: Sequence[Curve], level: float = LEVEL) -> Band:
     return Band(grid, mean, mean - half, mean + half, n)
 
 
+def have_common_place(curves: Sequence[Curve]) -> bool:
+    """Return whether some place of the horizontal axis lies within every curve."""
+    return bool(curves) and max(x[0] for x, _ in curves) <= min(x[-1] for x, _ in curves)
+
+
 def _common_grid(places: Sequence[Floats]) -> Floats:
     low, high = max(x[0] for x in places), min(x[-1] for x in places)
     every = np.unique(np.concatenate([*places, np.array([low, high])]))

@@ -18,7 +18,7 @@ PAGES = sorted(
 )
 
 _FENCE = re.compile(
-    r"(?P<mark>^<!-- not run: .+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
+    r"(?P<mark>^<!-- not run: [^\n]+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 

@@ -19,6 +19,7 @@ from fedopt.cli import app
 
 from .command import TINY, execute, fedopt
 
+ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x9b]")
 
 USES: dict[str, list[str]] = {
@@ -44,15 +45,26 @@ USES: dict[str, list[str]] = {
         ),
         *("search.retrain_rounds=1", "local.epochs=1", "--out", "search"),
     ],
+    "sweep": [
+        *(*TINY, "local.optimizer.lr=0.05,0.1"),
+        *("--jobs", "1", "--target", "test_accuracy=0.1", "--quiet", "--out", "sweep"),
+    ],
+    "ablate": [*TINY, "local.sam.rho=0.05", "--seeds", "2", "--jobs", "1", "--out", "ablation"],
+    "report": ["run", "other", "--out", "comparison.html"],
+    "watch": ["run"],
+    "export": ["run", "other", "--to", "csv", "--out", "exported"],
     "doctor": ["--no-ray"],
     "init": ["my_project"],
 }
 """Command -> words that run it in a folder with the runs `run`, `other` and `clock`.
 
-Words with `PORT` or of commands that do not end belong to tests of their own: give None.
+Commands that do not end stand in `ELSEWHERE`.
 """
 
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE: dict[str, str] = {
+    "dashboard": "tests/commands/test_dashboard.py",
+    "deploy": "tests/deployment",
+}
 """Command that cannot be run to its end here -> where it is tested."""
 
 
@@ -60,6 +72,16 @@ def commands() -> dict[str, click.Command]:
     group = typer.main.get_command(app)
     assert isinstance(group, click.Group)
     return dict(group.commands)
+
+
+def with_subcommands() -> dict[str, click.Command]:
+    """Return all commands, and those of groups by two words."""
+    found: dict[str, click.Command] = {}
+    for name, command in commands().items():
+        found[name] = command
+        if isinstance(command, click.Group):
+            found |= {f"{name} {sub}": inner for sub, inner in command.commands.items()}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +105,12 @@ def words_of(name: str, folder: Path) -> list[str]:
 
 def test_every_command_is_used_here() -> None:
     assert set(commands()) == {*USES, *ELSEWHERE}
+    assert all((ROOT / place).exists() for place in ELSEWHERE.values())
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", with_subcommands())
 def test_help_shows_an_example_that_the_command_takes(name: str, tmp_path: Path) -> None:
-    shown = fedopt(tmp_path, name, "--help")
+    shown = fedopt(tmp_path, *name.split(), "--help")
     assert shown.code == 0
     assert not CONTROL.search(shown.out)
     text = " ".join(shown.out.split())
@@ -95,9 +118,12 @@ def test_help_shows_an_example_that_the_command_takes(name: str, tmp_path: Path)
         rf"Example: (fedopt {re.escape(name)}\b[^\n]*?) (?:Arguments|Options):", text
     )
     assert example, shown.out
-    command = commands()[name]
+    command = with_subcommands()[name]
+    words = shlex.split(example[1])[1 + len(name.split()) :]
+    if isinstance(command, click.Group):  # the example is of one of its commands
+        assert f"{name} {words[0]}" in with_subcommands()
     context = click.Context(command, info_name=name, resilient_parsing=True)
-    command.parse_args(context, shlex.split(example[1])[2:])
+    command.parse_args(context, words)
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 

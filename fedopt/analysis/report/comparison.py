@@ -12,7 +12,7 @@ import numpy as np
 
 from fedopt.analysis.columns import ROUND_COLUMNS
 from fedopt.analysis.groups import Group, group_runs, stored
-from fedopt.analysis.intervals import Curve, mean_curve, mean_interval
+from fedopt.analysis.intervals import Curve, have_common_place, mean_curve, mean_interval
 from fedopt.analysis.report.figures import (
     AXES,
     Axis,
@@ -105,7 +105,10 @@ def comparison_report(
 
 
 def _curves(groups: Sequence[Group], note: str) -> Section:
-    axes = [axis for axis in AXES if all(_has(axis, group) for group in groups)]
+    known = [axis for axis in AXES if all(_has(axis, group) for group in groups)]
+    # Seeds of unequal pace may share no second at all: such an axis is left out for all, and told.
+    apart = {axis: label for axis in known[1:] if (label := _apart(axis, groups)) is not None}
+    axes = [axis for axis in known if axis not in apart]
     figures = [
         figure
         for name, title, share in METRICS
@@ -117,17 +120,35 @@ def _curves(groups: Sequence[Group], note: str) -> Section:
             "Lines are means over seeds; n is the number of seeds. The 95 % t intervals are in the "
             f"tables alone: bands are drawn for up to {MOST_BANDS} groups."
         )
+    for axis, label in apart.items():
+        says += f" Not drawn by {axis.label}: the runs of {label} have no such place in common."
     return Section("curves", "Curves", figures, note=f"{says} {note}".strip(), axes=tuple(axes))
+
+
+def _apart(axis: Axis, groups: Sequence[Group]) -> str | None:
+    """Return the first group whose runs cannot be averaged along an axis; None: all can."""
+    for group in groups:
+        for name, _, _ in METRICS:
+            if _is_measured(name, group) and not have_common_place(_curves_of(name, axis, group)):
+                return group.label
+    return None
+
+
+def _is_measured(name: str, group: Group) -> bool:
+    """Return whether all runs of a group have a metric, with a round in common."""
+    curves = _curves_of(name, AXES[0], group)
+    return len(curves) == group.n and have_common_place(curves)
+
+
+def _curves_of(name: str, axis: Axis, group: Group) -> list[Curve]:
+    found = (_points(name, axis, run) for run in group.histories)
+    return [points for points in found if points is not None]
 
 
 def _figure(
     name: str, title: str, share: bool, groups: Sequence[Group], axes: Sequence[Axis]
 ) -> Figure | None:
-    measured = [
-        (index, group)
-        for index, group in enumerate(groups)
-        if all(_points(name, axes[0], run) is not None for run in group.histories)
-    ]
+    measured = [(index, group) for index, group in enumerate(groups) if _is_measured(name, group)]
     if not measured:
         return None
     keys = [
@@ -138,9 +159,7 @@ def _figure(
     for axis in axes:
         lines = []
         for index, group in measured:
-            band = mean_curve(
-                [points for run in group.histories if (points := _points(name, axis, run))]
-            )
+            band = mean_curve(_curves_of(name, axis, group))
             ends = None
             if len(measured) <= MOST_BANDS and band.low is not None and band.high is not None:
                 ends = band.low, band.high

@@ -105,6 +105,18 @@ def test_many_groups_are_drawn_in_part_and_it_is_said(runs, tmp_path):
     assert len(tables(by_id(page, "summary"))["Final and best"]) == 21
 
 
+def test_seeds_without_a_second_in_common_are_drawn_along_the_other_axes(runs, tmp_path):
+    for seed in range(2):
+        folder = shutil.copytree(runs / "runs" / f"fedavg{seed}", tmp_path / f"run{seed}")
+        history = read_history(folder)
+        history["wall_seconds"] = history["round"] / 1e3 + seed
+        history.to_csv(folder / "rounds.csv", index=False)
+    curves = by_id(parse(comparison_report(find_runs([tmp_path]), "x")), "curves")
+    assert "Not drawn by real seconds: the runs of" in curves.text
+    assert [p for p in curves.all("path") if p.has("band")]
+    assert len(tables(curves)["Test loss"]) > 4
+
+
 def test_places_without_runs_are_refused_with_what_is_there(runs, tmp_path):
     assert find_runs([runs, runs / "runs" / "fedavg0"]) == sorted((runs / "runs").iterdir())
     with pytest.raises(ConfigError, match="nor a folder with runs"):
