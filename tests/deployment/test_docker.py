@@ -1,7 +1,7 @@
 """The Compose file on a real Docker engine: three clients over TLS, known by their keys.
 
-`.ci/docker` finds or makes an engine, builds the images, and sets FEDOPT_DOCKER: to `all`, or in its
-stage `test` to `1`, which leaves the long ones out (processes go through the same in test_processes.py).
+`.ci/docker` finds or makes an engine, builds the images, and sets FEDOPT_DOCKER: to `all`, or in
+its stage `test` to `1`, which leaves the long ones out (test_processes.py has the like).
 """
 
 from __future__ import annotations
