@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedopt.commands.common import AsJson, Debug, Quiet, configuration, guarded
+from fedopt.commands.common import Arguments, AsJson, Debug, Quiet, configuration, guarded
 from fedopt.errors import ConfigError
 
 deploy = typer.Typer(
@@ -81,10 +81,7 @@ def add_client(
 
 @deploy.command()
 def split(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG.toml] [KEY=VALUE]...", help="whose population is split"),
-    ] = None,
+    arguments: Arguments = None,
     folder: Folder = DEFAULT,
     debug: Debug = False,
 ) -> None:
@@ -150,10 +147,7 @@ def down(
 
 @deploy.command()
 def submit(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[CONFIG.toml] [KEY=VALUE]...", help="a TOML file, then overrides"),
-    ] = None,
+    arguments: Arguments = None,
     folder: Folder = DEFAULT,
     name: Annotated[
         str | None, typer.Option("--name", help="of the run's folder (default: a new one)")
