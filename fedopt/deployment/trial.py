@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
+
+import tomli_w
 
 from fedopt.atomic import write_atomically
 from fedopt.config import Config
@@ -64,5 +67,14 @@ def split(config: Config, deployment: Deployment) -> Iterator[str]:
     if examples is not None and examples.size:
         write_site(test, examples, None, population.classes)
         yield f"{test}: {examples.size} test examples"
-    write_atomically(kept, config.to_toml().encode())
+    write_atomically(kept, tomli_w.dumps(_said(config)).encode())
     yield f"{kept}: the configuration, which submit begins with"
+
+
+def _said(config: Config) -> dict[str, Any]:
+    """Return a configuration without what `submit` fills in where the user has said nothing."""
+    tree = config.dump()
+    for name in ("deployment", "checkpoint"):
+        said = getattr(config, name).model_fields_set
+        tree[name] = {key: value for key, value in tree[name].items() if key in said}
+    return tree
