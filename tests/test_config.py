@@ -444,6 +444,8 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
     for way, table in (("local", "curriculum"), ("server", "curriculum")):
         if tree.get(way, {}).get(table):
             tree[way][table].setdefault("name", "none")
+            if way == "server":  # a single round reaches no share of the training
+                tree.pop("rounds", None)
     if tree.get("uplink", {}).get("clip"):
         tree["uplink"]["clip"].setdefault("norm", 1.0)
     if tree.get("arrival"):
