@@ -148,10 +148,11 @@ def test_no_container_runs_as_root_or_can_write_its_image(folder):
         assert done.returncode != 0
 
 
+@long
 def test_images_hold_no_key_and_no_compiler(folder):
     look = (
         "for c in gcc cc g++ make pip; do command -v $c; done; "
-        "grep -rlE 'BEGIN (OPENSSH |EC |)PRIVATE KEY' / --include='*' "
+        "grep -rIlE 'BEGIN (OPENSSH |EC |)PRIVATE KEY' / --include='*' "
         "--exclude-dir=proc --exclude-dir=sys 2>/dev/null | grep -v '/site-packages/'"
     )
     for image in ("fedopt-server", "fedopt-client"):
@@ -161,6 +162,7 @@ def test_images_hold_no_key_and_no_compiler(folder):
         assert "PRIVATE KEY" not in history
 
 
+@long
 def test_no_private_key_is_readable_by_others_or_in_a_log(folder, undisturbed):
     root = folder / "deployment"
     keys = [root / "ca" / "ca.key", root / "server" / "server.key"]
@@ -236,6 +238,7 @@ def test_a_killed_superlink_is_gone_on_from(folder, undisturbed):
     assert json.loads(again.stdout)["model_sha256"] == summary["model_sha256"]
 
 
+@long
 def test_clients_reach_nothing_but_the_gateway(folder):
     probe = (
         "import ssl, urllib.request as u\n"
@@ -250,6 +253,7 @@ def test_clients_reach_nothing_but_the_gateway(folder):
     assert done.stdout.split() == ["403", "unreachable"]
 
 
+@long
 def test_results_are_served_read_only(folder, undisturbed):
     import urllib.request
 
