@@ -307,7 +307,7 @@ _dataset(
     "sites",
     "site_population:load_sites",
     SitesOptions,
-    "Clients with a folder each: .npz, CSV, Parquet, or images by class; simulated or real.",
+    "Clients with a folder each: .npz, CSV, Parquet, or images by class; simulated or real",
     "docs/deployment.md",
 )
 

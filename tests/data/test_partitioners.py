@@ -258,7 +258,8 @@ def test_partition_access():
 @pytest.mark.parametrize("kind", ["datasets", "partitions"])
 def test_every_entry_is_described(kind):
     for entry in registry.entries(kind):
-        assert entry.description.endswith(".")
+        assert entry.description
+        assert not entry.description.endswith(".")
         assert entry.source
         implementation = entry.load()
         assert inspect.getdoc(implementation)
