@@ -382,7 +382,9 @@ class DeploymentGrid(Grid):
             if place not in replies and place not in there:
                 replies[place] = self._lost(message, "it is not connected")
         pause = POLL_SECONDS[0]
-        while pending and self._clock() - began < seconds:
+        is_over = False
+        while pending and not is_over:
+            is_over = self._clock() - began >= seconds  # what has arrived by now still counts
             found_replies = list(self._grid.pull_messages(list(pending)))
             for reply in found_replies:
                 place = pending.pop(reply.metadata.reply_to_message_id)
@@ -391,7 +393,7 @@ class DeploymentGrid(Grid):
                     reply = self._lost(message, _reason(reply.error))
                 replies[place] = reply
                 self._note(message, reply, self._clock() - began)
-            if pending:
+            if pending and not is_over:
                 pause = POLL_SECONDS[0] if found_replies else min(2 * pause, POLL_SECONDS[1])
                 self._sleep(pause)
         for place in pending.values():
@@ -462,8 +464,8 @@ class DeploymentGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Return a new message (Flower asks for it; `Message(...)` does the same)."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+        """Return a new message."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of the nodes that are connected, ascending."""
