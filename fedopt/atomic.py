@@ -11,7 +11,7 @@ from pathlib import Path
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
-def write_atomically(path: Path, payload: bytes) -> None:
+def write_atomically(path: Path, payload: bytes, *, private: bool = False) -> None:
     """Replace the file at `path` by `payload`, in one step and durably.
 
     A temporary file in the same folder is written, synced and renamed over `path`; whatever
@@ -20,6 +20,7 @@ def write_atomically(path: Path, payload: bytes) -> None:
     Args:
         path: the file; its folder exists.
         payload: all of its new contents.
+        private: whether its owner alone can read it, from the first moment on; else the umask says.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
@@ -27,7 +28,8 @@ def write_atomically(path: Path, payload: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # Not tempfile: its files are private to their owner, results should follow the umask.
-        with open(temporary, "xb") as file:
+        mode = 0o600 if private else 0o666
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())

@@ -205,8 +205,8 @@ def write_members(directory: Path, key: str, noise: str, members: Mapping[int, M
     """
     told = [asdict(member) for member in members.values()]
     tree = {"run_key": key, "noise": noise, "members": told}
-    write_atomically(directory / DEPLOYMENT_FILE, json.dumps(tree, indent=2).encode() + b"\n")
-    (directory / DEPLOYMENT_FILE).chmod(0o600)
+    text = json.dumps(tree, indent=2) + "\n"
+    write_atomically(directory / DEPLOYMENT_FILE, text.encode(), private=True)
 
 
 def read_members(directory: Path) -> tuple[str, str, dict[int, Member]]:

@@ -358,6 +358,13 @@ def read_summary(directory: str | Path) -> dict[str, object]:
     return summary
 
 
+def stamped_name(words: Sequence[str]) -> str:
+    """Return a folder's name from now and some words; characters unfit for it become `-`."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    clean = (re.sub(r"[^A-Za-z0-9.+=-]+", "-", word).strip("-.")[:40] for word in words)
+    return "_".join([stamp, *(word for word in clean if word)])
+
+
 def default_directory(root: str | Path, words: Sequence[str]) -> Path:
     """Make and return a new, empty folder such as `runs/2026-01-31_12-00-00_scaffold_digits_s0`.
 
@@ -370,9 +377,7 @@ def default_directory(root: str | Path, words: Sequence[str]) -> Path:
     Raises:
         ConfigError: the folder cannot be made.
     """
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    clean = (re.sub(r"[^A-Za-z0-9.+=-]+", "-", word).strip("-.")[:40] for word in words)
-    name = "_".join([stamp, *(word for word in clean if word)])
+    name = stamped_name(words)
     attempt = 1
     while True:
         directory = Path(root) / (name if attempt == 1 else f"{name}_{attempt}")

@@ -100,8 +100,9 @@ class Node:
         rows = self._rows(trainer, request.state_path)
         if self._site is not None and self._others is not None:
             self._site.check_cohort(request, self._others)
-            received = digest_of(request)
-            trainer.secret = self._site.noise_seed(self._others.run_key, received)
+            if self._config.privacy.is_on:
+                received = digest_of(request)
+                trainer.secret = self._site.noise_seed(self._others.run_key, received)
         outcome = trainer.train(
             request.round,
             request.blocks,
@@ -147,11 +148,10 @@ class Node:
         fields = trainer.algorithm.state_fields
         sizes = tuple(trainer.vector_size(name) for name in fields)
         scalars = state_scalars(trainer.algorithm)
-        dtype = trainer.engine.layout.dtype
+        file = RowFile(path, fields, sizes, trainer.engine.layout.dtype, scalars)
         if self._site is None or self._others is None:
-            return RowFile(path, fields, sizes, dtype, scalars)
-        folder = self._site.run_folder(self._others.run_key) / "rows"
-        return RowFolder(folder, fields, sizes, dtype, scalars)
+            return file
+        return RowFolder(self._site.run_folder(self._others.run_key) / "rows", file)
 
     def evaluate(self, content: RecordDict) -> RecordDict:
         """Evaluate the model on a split of the data of the clients that a message names."""

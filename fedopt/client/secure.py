@@ -11,8 +11,8 @@ user alone can read.
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
+from fedopt.atomic import write_atomically
 from fedopt.client.sums import BlockSums
 from fedopt.client.trainer import TrainingOutcome
 from fedopt.errors import RunError, SecureAggregationError
@@ -76,8 +77,10 @@ class SecureClient:
             )
         (sums,) = outcome.sums
         session, keys = ClientSession.start(Agreement.from_bytes(agreement), self._client)
-        arrays = {name: vector.numpy() for name, vector in named_sums(sums).items()}
-        self._write("sums.npz", None, **arrays)
+        arrays: dict[str, Any] = {name: vector.numpy() for name, vector in named_sums(sums).items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        self._write("sums.npz", buffer.getvalue())
         self._write("session", session.to_bytes())
         self._write("round", json.dumps({"round": round, "received": received}).encode())
         return keys.to_bytes()
@@ -140,17 +143,9 @@ class SecureClient:
                 f"client {self._client} has no part in a secure sum: its state is gone"
             ) from None
 
-    def _write(self, name: str, payload: bytes | None, **arrays: Any) -> None:
+    def _write(self, name: str, payload: bytes) -> None:
         """Write a file that its owner alone can read, whole."""
-        part = self._folder / f".{name}.tmp"
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            if payload is None:
-                np.savez(file, **arrays)
-            else:
-                file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self._folder / name)
+        write_atomically(self._folder / name, payload, private=True)
 
 
 def named_sums(sums: BlockSums) -> dict[str, torch.Tensor]:

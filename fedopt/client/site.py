@@ -24,6 +24,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 import fedopt
+from fedopt.atomic import write_atomically
 from fedopt.client.messages import TrainRequest, encode_outcome
 from fedopt.client.rows import RowFolder
 from fedopt.client.secure import SecureClient
@@ -307,15 +308,7 @@ class Site:
         path = self.state / "secret"
         if not path.exists():
             self.state.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".{os.getpid()}.tmp")
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(os.urandom(SECRET_NBYTES))
-            try:
-                os.link(part, path)  # whoever is first decides
-            except FileExistsError:
-                pass
-            finally:
-                part.unlink()
+            write_atomically(path, os.urandom(SECRET_NBYTES), private=True)
         word = f"{path.read_bytes().hex()} {run_key} {received}"
         return derive(0, word) & (2**63 - 1)
 

@@ -81,17 +81,21 @@ class RowFile:
         Raises:
             RunError: they cannot be; a `DiskFullError` where there is no room.
         """
-        parts = [state[name].cpu().to(self.dtype) for name in self.fields]
-        parts += [state[name].cpu().to(self.dtype).unsqueeze(1) for name in self.scalars]
-        raw = torch.cat(parts, dim=1).numpy()
+        packed = self.packed(state)
         fd = os.open(self.path, os.O_WRONLY)
         try:
-            for position, row in enumerate(rows):
-                _write_fully(fd, raw[position].tobytes(), row * self.row_nbytes)
+            for row, payload in zip(rows, packed, strict=True):
+                _write_fully(fd, payload, row * self.row_nbytes)
         except OSError as error:
             raise unwritable(self.path, error) from error
         finally:
             os.close(fd)
+
+    def packed(self, state: Mapping[str, Tensor]) -> list[bytes]:
+        """Return rows as they lie in the file, from vectors `[n, size]` and numbers `[n]`."""
+        parts = [state[name].cpu().to(self.dtype) for name in self.fields]
+        parts += [state[name].cpu().to(self.dtype).unsqueeze(1) for name in self.scalars]
+        return [row.tobytes() for row in torch.cat(parts, dim=1).numpy()]
 
 
 def _read_fully(fd: int, buffer: memoryview, offset: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,8 +67,10 @@ def configuration(arguments: list[str]) -> Any:
     return load(path, words)
 
 
-def show_summary(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    """Print a run's summary, as JSON or as a table."""
+def show_summary(
+    summary: dict[str, Any], as_json: bool, quiet: bool, footer: Sequence[str] | None = None
+) -> None:
+    """Print a run's summary: as JSON, or as a table with lines below it (by default its places)."""
     if as_json:
         from fedopt.analysis.store import to_json
 
@@ -80,7 +82,8 @@ def show_summary(summary: dict[str, Any], as_json: bool, quiet: bool) -> None:
 
         Console().print(final_table(summary))
         directory = Path(str(summary["run_dir"]))
-        typer.echo(f"results: {directory}\nplot:    {directory / 'convergence.png'}")
+        places = [f"results: {directory}", f"plot:    {directory / 'convergence.png'}"]
+        typer.echo("\n".join(places if footer is None else footer))
 
 
 def check_out(out: Path) -> None:

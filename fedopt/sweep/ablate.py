@@ -13,7 +13,6 @@ import pandas as pd
 from fedopt.analysis.comparison import Comparison, comparison
 from fedopt.analysis.comparison_tables import group_records, groups_section
 from fedopt.analysis.plots import convergence_plot
-from fedopt.analysis.report import folder_report, write_report
 from fedopt.analysis.sections import Section
 from fedopt.analysis.store import SUMMARY_FILE, default_directory, to_json
 from fedopt.analysis.targets import Target
@@ -37,7 +36,16 @@ from fedopt.sweep.children import available_cores, check_jobs
 from fedopt.sweep.drive import drive
 from fedopt.sweep.effect_plots import effect_plot
 from fedopt.sweep.plan import Design, Listing
-from fedopt.sweep.results import MOST_CURVES, Bill, add_up, histories_of, point_groups, run_record
+from fedopt.sweep.results import (
+    MOST_CURVES,
+    Bill,
+    add_up,
+    failures_of,
+    histories_of,
+    point_groups,
+    run_record,
+    write_page,
+)
 from fedopt.sweep.space import read_space
 from fedopt.sweep.techniques import names_of, read_instead
 from fedopt.sweep.watch import Watch
@@ -178,11 +186,7 @@ def write_ablation(
         "refused": dict(variants.refused),
         "effects": [effect_record(effect) for effect in effects],
         "points": group_records(found) if found is not None else [],
-        "failed": [
-            {"run": name, "error": state.error}
-            for name, state in book.states.items()
-            if state.status == "failed"
-        ],
+        "failed": failures_of(book),
         "bill": bill.facts(),
     }
     outcome = Ablation(
@@ -191,8 +195,7 @@ def write_ablation(
     book.write("ablation.md", _markdown(outcome))
     book.write(SUMMARY_FILE, to_json(summary))
     if found is not None:
-        targets = [] if target is None else [target]
-        write_report(book.directory / "report.html", folder_report(book.directory, None, targets))
+        write_page(book, target)
     return outcome
 
 

@@ -140,9 +140,23 @@ def write_results(
     book.write("results.md", markdown(outcome, metric))
     book.write(SUMMARY_FILE, to_json(summary))
     if found is not None:
-        targets = [] if target is None else [target]
-        write_report(book.directory / "report.html", folder_report(book.directory, None, targets))
+        write_page(book, target)
     return outcome
+
+
+def failures_of(book: Book) -> list[dict[str, str]]:
+    """Return the runs that failed, and why."""
+    return [
+        {"run": name, "error": state.error}
+        for name, state in book.states.items()
+        if state.status == "failed"
+    ]
+
+
+def write_page(book: Book, target: Target | None) -> None:
+    """Write `report.html` of all runs."""
+    targets = [] if target is None else [target]
+    write_report(book.directory / "report.html", folder_report(book.directory, None, targets))
 
 
 def point_groups(book: Book) -> list[Group]:
@@ -280,11 +294,7 @@ def _summary(
         "runs": counts,
         "best": best,
         "points": group_records(found) if found is not None else [],
-        "failed": [
-            {"run": name, "error": state.error}
-            for name, state in book.states.items()
-            if state.status == "failed"
-        ],
+        "failed": failures_of(book),
         "bill": bill.facts(),
     }
 

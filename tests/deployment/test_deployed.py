@@ -512,6 +512,18 @@ def test_a_secure_sum_that_too_few_complete_is_begun_anew(tmp_path, monkeypatch)
     assert (read_clients(real)["status"] == "trained").all()
 
 
+def masked(server, parts, outcome):
+    """Bring clients from round 7 of one model to their masked vectors; return who is left."""
+    told = server.agreement.to_bytes()
+    for part in parts:
+        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, "model", outcome)))
+    for client, ring in server.close_keys().items():
+        server.add_shares(SealedShares.from_bytes(parts[client].shares(ring.to_bytes())))
+    for client, inbox in server.close_shares().items():
+        server.add_masked(MaskedVector.from_bytes(parts[client].mask(inbox.to_bytes())))
+    return server.close_masked()
+
+
 def test_a_client_helps_to_unmask_a_round_once(tmp_path):
     outcome = TrainingOutcome(
         [BlockSums(0, 1, {"delta": torch.ones(4).double()}, torch.zeros(0), 2.0, 1)]
@@ -519,16 +531,10 @@ def test_a_client_helps_to_unmask_a_round_once(tmp_path):
     layout = Layout.finest({"delta": 10.0}, {"delta": 4}, 2)
     agreement = Agreement("run", 0, 7, (0, 1), layout, threshold=2)
     server, parts = ServerSession(agreement), [SecureClient(tmp_path / str(c), c) for c in (0, 1)]
-    told = agreement.to_bytes()
-    for part in parts:
-        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, "model", outcome)))
-    for client, ring in server.close_keys().items():
-        server.add_shares(SealedShares.from_bytes(parts[client].shares(ring.to_bytes())))
-    for client, inbox in server.close_shares().items():
-        server.add_masked(MaskedVector.from_bytes(parts[client].mask(inbox.to_bytes())))
-    for client, survivors in server.close_masked().items():
+    for client, survivors in masked(server, parts, outcome).items():
         server.add_unmask(UnmaskShares.from_bytes(parts[client].unmask(survivors.to_bytes())))
     assert server.close_unmask().values["delta"].tolist() == [2.0] * 4
+    told = agreement.to_bytes()
     with pytest.raises(SecureAggregationError, match="helped to unmask round 7, of another model"):
         parts[0].begin(told, 7, "another model", outcome)
     with pytest.raises(SecureAggregationError, match="a later round than 6"):
@@ -536,16 +542,9 @@ def test_a_client_helps_to_unmask_a_round_once(tmp_path):
     parts[0].begin(told, 8, "next model", outcome)
     # The same again, as a server that was killed asks: over the same clients, and no others.
     agreement = Agreement("again", 0, 7, (0, 1, 2), layout, threshold=2)
-    told = agreement.to_bytes()
     server = ServerSession(agreement)
     parts.append(SecureClient(tmp_path / "2", 2))
-    for part in parts:
-        server.add_keys(PublicKeys.from_bytes(part.begin(told, 7, "model", outcome)))
-    for client, ring in server.close_keys().items():
-        server.add_shares(SealedShares.from_bytes(parts[client].shares(ring.to_bytes())))
-    for client, inbox in server.close_shares().items():
-        server.add_masked(MaskedVector.from_bytes(parts[client].mask(inbox.to_bytes())))
-    survivors = server.close_masked()
+    survivors = masked(server, parts, outcome)
     with pytest.raises(SecureAggregationError, match="round 7, over other clients"):
         parts[0].unmask(survivors[0].to_bytes())
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
