@@ -28,6 +28,9 @@ POLL_SECONDS = 10.0
 
 FINISHED = "finished:"
 
+_CHATTER = re.compile(r"(\x1b\[\d+m)?(INFO|DEBUG)\b")
+"""Begins the lines of a run's log that Flower writes for its own developers."""
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -226,7 +229,7 @@ class _LogReader:
 
 def _why(submission: Submission, status: str, lines: Sequence[str]) -> str:
     """Return why a run ended without success, as far as its log says."""
-    words = [line for line in lines if line.strip()]
+    words = [line for line in lines if line.strip() and not _CHATTER.match(line)]
     errors = [
         place
         for place, line in enumerate(words)
@@ -242,7 +245,7 @@ def _why(submission: Submission, status: str, lines: Sequence[str]) -> str:
 
 def show_line(line: str) -> None:
     """Print a line of a run's log on standard error, but for Flower's own chatter."""
-    if line.strip() and not line.startswith(("INFO :", "\x1b[92mINFO")):
+    if line.strip() and not _CHATTER.match(line):
         print(line, file=sys.stderr, flush=True)
 
 

@@ -14,6 +14,10 @@ from fedopt.dashboard.app import create_app
 from fedopt.dashboard.index import RunIndex
 from tests.analysis.growing import GrowingRun
 
+expect = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed (extra test)"
+).expect
+
 
 @pytest.fixture
 def served(tmp_path):
@@ -70,10 +74,7 @@ def test_the_running_run_is_shown_and_its_curve_grows(page, served):
     assert "1/9" in row.text_content()
     for accuracy in (0.5, 0.75):
         run.grow(accuracy)
-        page.wait_for_function(
-            "text => document.querySelector('#legend').textContent.includes(text)",
-            arg=f"{accuracy:.4f}",
-        )
+        expect(page.locator("#legend")).to_contain_text(f"{accuracy:.4f}")
     assert "3/9" in page.locator("#runs tr", has_text="<b>live").text_content()
     path = page.locator("#chart path.line").get_attribute("d")
     assert len(re.findall(r"[ML]", path)) == 3
@@ -91,7 +92,7 @@ def test_filter_sort_and_several_over_each_other(page):
     assert page.locator("#chart path.line").count() == 0
     page.check('[aria-label="show first"]')
     page.check('[aria-label="show second"]')
-    page.wait_for_function("document.querySelectorAll('#chart path.line').length === 2")
+    expect(page.locator("#chart path.line")).to_have_count(2)
     looks = page.locator("#chart path.line").evaluate_all("p => p.map(e => e.className.baseVal)")
     assert len(set(looks)) == 2
     page.select_option("#metric", "train_loss")
@@ -108,7 +109,7 @@ def test_filter_sort_and_several_over_each_other(page):
     page.click("#heads button:has-text('accuracy')")
     assert names(page)[0] == "<b>live"
     page.reload()  # the address keeps what was chosen
-    page.wait_for_function("document.querySelectorAll('#chart path.line').length === 2")
+    expect(page.locator("#chart path.line")).to_have_count(2)
     assert page.locator("#metric").input_value() == "train_loss"
     assert page.locator("#axis").input_value() == "MB"
 

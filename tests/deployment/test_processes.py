@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -163,7 +164,8 @@ def test_a_run_that_fails_ends_with_its_reason_and_exit_code_1(folder, undisturb
         check=False,
     )
     assert done.returncode == 1
-    assert "3 of 4 clients are connected" in done.stderr
+    # How many say who they are within a second depends on the machine.
+    assert re.search(r"[0-3] of 4 clients are connected after 1 s", done.stderr)
     assert done.stdout == ""
 
 
@@ -185,7 +187,7 @@ def test_what_cannot_run_is_refused_before_anything_is_sent(folder, words, says)
 # Who is kept out -------------------------------------------------------------------------------
 
 
-def node(folder, seconds=60):
+def node(folder, seconds=180):
     """Start a client in a folder; return what it said within some seconds, and its exit code."""
     process = subprocess.Popen(
         [*FEDOPT, "deploy", "node", str(folder), "--port", str(free_port())],
