@@ -34,6 +34,7 @@ from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
+from fedopt.client.softmax_steps import SoftmaxSteps, fits, softmax_layer
 from fedopt.client.stacked_batches import Batch, group_batches, group_padding
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
@@ -165,6 +166,7 @@ class StackedEngine:
         modules = [module for _, module in leaves(model)]
         with_factors = self._kronecker.layers if self._kronecker is not None else ()
         self._places = [modules.index(layer.module) for layer in with_factors]
+        self._softmax = softmax_layer(modules, loss) if precision == "full" else None
         self.group_size = group_size(self.layout, device, self._kronecker)
         self._model = model.to(device)
         self._loss = loss
@@ -308,6 +310,15 @@ class StackedEngine:
         pull = drift(terms, self.layout, start, clients)
         shrink = terms.proximal + rule.weight_decay
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
+        layer = self._softmax
+        if layer is not None and fits(layer, inputs, max(b.rows.shape[1] for b in batches)):
+            weight, *bias = self._parameters
+            steps = SoftmaxSteps(weight, bias[0] if bias else None, inputs, targets, shrink, pull)
+            sums = loss_sum.numpy()
+            for batch in batches:
+                found = steps.take(batch)
+                sums[: len(found)] += found
+            return loss_sum
         for batch in batches:
             sink = FusedSgd(self._parameters, shrink, batch.rates, pull)
             losses = self._pass(inputs, targets, batch, sink)

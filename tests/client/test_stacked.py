@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 import fedopt
-from fedopt.client import stacked, stacked_layers
+from fedopt.client import softmax_steps, stacked, stacked_layers
 from fedopt.client.algorithm import LocalTerms
 from fedopt.client.engines import choose_engine
 from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import LocalWork, plan_clients
 from fedopt.client.rates import constant_rates
 from fedopt.client.recipe import Recipe
+from fedopt.client.softmax_steps import SoftmaxSteps
 from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
@@ -39,6 +40,7 @@ def model(kind: str) -> nn.Module:
     """A model of some layers, over six features and three classes."""
     layers: dict[str, list[nn.Module]] = {
         "logistic": [nn.Linear(6, 3)],
+        "unbiased": [nn.Flatten(), nn.Linear(6, 3, bias=False)],
         "mlp": [nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)],
         "nested": [nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 3))],
         "layer_norm": [nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)],
@@ -79,7 +81,7 @@ def assert_agree(one: fedopt.Run, other: fedopt.Run) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["logistic", "mlp", "nested", "layer_norm", "group_norm", "norm_first", "dropout"],
+    ["logistic", "unbiased", "mlp", "nested", "layer_norm", "group_norm", "norm_first", "dropout"],
 )
 def test_every_layer_agrees_with_the_loop(kind: str) -> None:
     assert_agree(train("stacked", kind), train("loop", kind))
@@ -97,8 +99,10 @@ def test_every_layer_agrees_with_the_loop(kind: str) -> None:
     ids=lambda o: "-".join(map(str, o.values())),
 )
 @pytest.mark.parametrize("mu", [0.0, 0.5])
-def test_every_rule_agrees_with_the_loop(optimizer: dict[str, Any], mu: float) -> None:
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_every_rule_agrees_with_the_loop(kind: str, optimizer: dict[str, Any], mu: float) -> None:
     tables: dict[str, Any] = {
+        "kind": kind,
         "local": {"optimizer": optimizer},
         "strategy": {"name": "fedprox", "mu": mu},
         "system": {"stragglers": 0.5},
@@ -108,8 +112,10 @@ def test_every_rule_agrees_with_the_loop(optimizer: dict[str, Any], mu: float) -
 
 @pytest.mark.parametrize("option", ["I", "II"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_scaffold_agrees_with_the_loop(option: str, momentum: float) -> None:
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_scaffold_agrees_with_the_loop(kind: str, option: str, momentum: float) -> None:
     tables: dict[str, Any] = {
+        "kind": kind,
         "strategy": {"name": "scaffold", "option": option},
         "local": {"optimizer": {"name": "sgd", "lr": 0.05, "momentum": momentum}},
         "system": {"stragglers": 0.5},
@@ -122,9 +128,47 @@ def test_scaffold_agrees_with_the_loop(option: str, momentum: float) -> None:
 
 
 @pytest.mark.parametrize("amount", [{"steps": 5}, {"steps": 3, "batch_size": None}])
-def test_steps_and_full_batches_agree_with_the_loop(amount: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_steps_and_full_batches_agree_with_the_loop(kind: str, amount: dict[str, Any]) -> None:
     local = {"epochs": None, **amount}
-    assert_agree(train("stacked", local=local), train("loop", local=local))
+    assert_agree(train("stacked", kind, local=local), train("loop", kind, local=local))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("blocks", [1, 3, 8])
+def test_softmax_regression_is_stepped_in_numpy_to_the_same_bits_in_any_group(
+    dtype: str, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits of a client do not depend on how many are beside it, where no batch is padded."""
+    rng = np.random.default_rng(5)
+    sizes = (4, 8, 8, 12, 24, 24, 32, 40)
+    clients = [(rng.normal(size=(n, 6)), rng.integers(0, 3, n)) for n in sizes]
+    taken = []
+    take = SoftmaxSteps.take
+    monkeypatch.setattr(
+        SoftmaxSteps, "take", lambda self, batch: taken.append(1) or take(self, batch)
+    )
+    losses = []
+    for size in (2, blocks):
+        run = fedopt.simulate(
+            model=lambda: model("logistic"),
+            clients=clients,
+            rounds=1,
+            clients_per_round=None,
+            dtype=dtype,
+            strategy={"name": "fedprox", "mu": 0.3},
+            local={"epochs": 3, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}},
+            engine={"name": "inline", "training": "stacked", "block_size": size},
+        )
+        losses.append(run.clients.set_index("client")[["train_loss", "update_norm"]].sort_index())
+    assert taken
+    assert losses[0].equals(losses[1])
+
+
+def test_large_products_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax_steps, "MOST_PRODUCTS", 6 * 3 * 4 - 1)
+    monkeypatch.setattr(SoftmaxSteps, "take", None)
+    assert_agree(train("stacked", "logistic"), train("loop", "logistic"))
 
 
 def test_a_loss_of_the_user_agrees_with_the_loop() -> None:
@@ -135,14 +179,15 @@ def test_a_loss_of_the_user_agrees_with_the_loop() -> None:
     assert_agree(train("stacked", loss=focal), train("loop", loss=focal))
 
 
-def test_stacked_steps_are_the_clients_own_whoever_is_beside_them() -> None:
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
+def test_stacked_steps_are_the_clients_own_whoever_is_beside_them(kind: str) -> None:
     """A diverging neighbour must not leak into a client's norm, step or loss."""
     clients = ragged_clients()
     wild = [(x * 1e6, y) if i == 3 else (x, y) for i, (x, y) in enumerate(clients)]
     norms = []
     for population in (clients, wild):
         run = fedopt.simulate(
-            model=lambda: model("mlp"),
+            model=lambda: model(kind),
             clients=population,
             rounds=1,
             clients_per_round=None,
@@ -270,12 +315,13 @@ def test_a_registered_layer_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_agree(*runs)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "logistic"])
 @pytest.mark.parametrize("rule", [Sgd(), Sgd(momentum=0.9, weight_decay=0.1), Adam()])
-def test_learning_rates_may_differ_between_clients(rule: Any) -> None:
+def test_learning_rates_may_differ_between_clients(rule: Any, kind: str) -> None:
     """Each client at its own rates is the loop at those rates."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        layered = model("mlp").double()
+        layered = model(kind).double()
     rng = np.random.default_rng(0)
     work = LocalWork(epochs=2, steps=None, batch_size=4)
     sizes, steps = [9, 9, 5], [6, 6, 4]
