@@ -232,6 +232,7 @@ MODULES: tuple[str, ...] = (
     "compare",
     "sweep",
     "ablate",
+    "reproduce",
     "report",
     "watch",
     "dashboard",

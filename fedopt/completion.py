@@ -77,6 +77,13 @@ def complete_kinds(context: click.Context, incomplete: str) -> list[Offer]:
     return _items(list(KINDS.items()), incomplete, 0)
 
 
+def complete_studies(context: click.Context, incomplete: str) -> list[Offer]:
+    """Offer the studies."""
+    from fedopt.studies.catalogue import MODULES
+
+    return _items([(name, "") for name in MODULES], incomplete, 0)
+
+
 def config_words(word: str, before: Sequence[str] = ()) -> list[Offer]:
     """Return what a word of a configuration may become.
 

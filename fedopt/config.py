@@ -8,6 +8,7 @@ imports neither torch nor Flower nor Ray.
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import tomllib
@@ -220,13 +221,25 @@ def default_choice(key: str, name: str | None = None) -> Choice:
     return Choice(name, validate(entry.options, {}, key))
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = (), **tables: Any) -> Config:
+def load(
+    path: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    **tables: Any,
+) -> Config:
     """Read a configuration: a TOML file, then `key=value` overrides, then keyword tables.
+
+    Args:
+        path: the file, or what one holds, as `tomllib` reads it.
+        overrides: words as on the command line.
+        tables: keys of the configuration.
 
     Raises:
         ConfigError: the file cannot be read, or what it says is not allowed.
     """
-    tree = read_toml(path) if path is not None else {}
+    if isinstance(path, Mapping):
+        tree = copy.deepcopy(dict(path))
+    else:
+        tree = read_toml(path) if path is not None else {}
     given: dict[str, Any] = {}
     for text in overrides:
         _assign(given, *_split_override(text))

@@ -5,7 +5,7 @@ Nothing is drawn here: `plots.py` draws panels, and `panel_data` is the table be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -148,6 +148,7 @@ class Panel:
         lines: in the order of the legend.
         is_share: whether values lie in [0, 1] and more is better.
         target: value to be reached, or None.
+        title: a line above it; empty: none.
     """
 
     metric: str
@@ -155,6 +156,7 @@ class Panel:
     lines: tuple[Line, ...]
     is_share: bool
     target: float | None = None
+    title: str = ""
 
 
 class Settings(NamedTuple):
@@ -197,13 +199,13 @@ def panels_of(
         names = expanded(metrics, groups)
         if target is not None and target.metric not in names:
             names.append(target.metric)
-        return [_column_panel(name, groups, settings) for name in names]
+        return [column_panel(name, groups, settings) for name in names]
     if len(groups) == 1 and groups[0].n == 1:
         panels = _one_run(groups[0], settings)
     else:
         panels = _many_runs(groups, settings)
     if target is not None and target.metric not in {panel.metric for panel in panels}:
-        panels.append(_column_panel(target.metric, groups, settings))
+        panels.append(column_panel(target.metric, groups, settings))
     return panels
 
 
@@ -328,7 +330,7 @@ def _many_runs(groups: Sequence[Group], settings: Settings) -> list[Panel]:
     for name in ("test_loss", "train_loss", "test_accuracy"):
         if not _all_measured(groups, (name,)) or (name == "train_loss" and panels):
             continue
-        panels.append(_column_panel(name, groups, settings, says_best=shows_accuracy))
+        panels.append(column_panel(name, groups, settings, says_best=shows_accuracy))
     if not panels:
         raise ConfigError(
             "the runs have neither test loss, train loss nor test accuracy in common; plot them "
@@ -337,10 +339,25 @@ def _many_runs(groups: Sequence[Group], settings: Settings) -> list[Panel]:
     return panels
 
 
-def _column_panel(
-    name: str, groups: Sequence[Group], settings: Settings, says_best: bool = False
+def column_panel(
+    name: str,
+    groups: Sequence[Group],
+    settings: Settings,
+    says_best: bool = False,
+    looks: Mapping[str, Look] | None = None,
 ) -> Panel:
-    """Return the panel of one column of `rounds.csv`."""
+    """Return the panel of one column of `rounds.csv`.
+
+    Args:
+        name: of the column.
+        groups: at least one.
+        settings: what is asked of the curves.
+        says_best: whether labels say the best accuracy of runs that are given by name.
+        looks: label of a group -> its look; None: by its place.
+
+    Raises:
+        ConfigError: there is no such column, or a run did not measure it.
+    """
     known = {column.name: column for column in ROUND_COLUMNS if column.kind == "real"}
     if name not in known:
         raise unknown_name("--metric", name, known)
@@ -350,7 +367,7 @@ def _column_panel(
     curves = [group for group in groups if group not in references]
     lines = []
     for index, group in enumerate(curves):
-        look = look_of(index, len(curves))
+        look = look_of(index, len(curves)) if looks is None else looks[group.label]
         line = _line(group, name, settings, look)
         # Among many runs the marks would be clutter; the legend gives their values.
         is_few = len(groups) == 1 or (says_best and len(groups) <= len(COLOURS))

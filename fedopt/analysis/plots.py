@@ -134,10 +134,36 @@ def convergence_plot(
     Raises:
         ConfigError: as in `convergence_figure`; or a value on a logarithmic axis is not positive.
     """
+    panels = panels_of(groups, Settings(x, smooth, target), metrics)
+    return panel_plot(panels, x, title, notes=_notes(panels, smooth), log=log, width=width)
+
+
+def panel_plot(
+    panels: Sequence[Panel],
+    x: str = "rounds",
+    title: str | None = None,
+    *,
+    notes: str = "",
+    log: str = "auto",
+    width: float | str = WIDTH,
+) -> Plot:
+    """Draw panels beside each other, with one legend below them.
+
+    Args:
+        panels: from `fedopt.analysis.curves`, at least one.
+        x: what they are drawn against.
+        title: a line above the panels.
+        notes: a line below them.
+        log: as in `convergence_plot`.
+        width: as in `convergence_plot`.
+
+    Raises:
+        ConfigError: the width or the axis is not known, or a value on a logarithmic axis is not
+            positive.
+    """
     inches = figure_width(width)
     if log not in ("auto", "none", "x", "y", "xy"):
         raise ConfigError(f'got "{log}"; use x, y, xy, none or auto', key="--log")
-    panels = panels_of(groups, Settings(x, smooth, target), metrics)
     _check_log(panels, x, log)
     across = 1 if inches < _NARROW else min(2, len(panels))
     down = -(-len(panels) // across)
@@ -158,10 +184,9 @@ def convergence_plot(
             axes.xaxis.set_major_locator(locator)
         elif x == "steps":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    notes = _notes(panels, smooth)
     # Axes' labels say it all where there is one line, unless it has a number of seeds to tell.
     is_told = any(len(panel.lines) > 1 or panel.lines[0].n > 1 for panel in panels)
-    if is_told or target is not None:
+    if is_told or any(panel.target is not None for panel in panels):
         _add_legend(figure, panels, drawn, notes)
     elif notes:
         figure.supxlabel(notes, fontsize=SMALL, color=_TARGET_COLOUR)
@@ -266,6 +291,8 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
         for index, line in enumerate(panel.lines)
     ]
     axes.set_ylabel(panel.label, fontsize=TEXT)
+    if panel.title:
+        axes.set_title(panel.title, fontsize=TEXT).set_parse_math(False)
     tidy(axes)
     values = np.concatenate([line.y for line in panel.lines])
     if panel.target is not None:

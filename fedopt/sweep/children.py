@@ -88,7 +88,7 @@ class Child:
                 stderr=file,
                 env=environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def poll(self) -> int | None:
@@ -131,5 +131,6 @@ class Child:
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one ends."""
     _LIBC.prctl(_DEATH_SIGNAL, signal.SIGTERM)

@@ -73,7 +73,7 @@ def drive(
     running: dict[str, tuple[Task, Child, int]] = {}
     stopped: set[str] = set()
     waiting: Task | None = None
-    with _signals() as arrived:
+    with collected_signals() as arrived:
         try:
             while True:
                 if arrived:
@@ -157,7 +157,7 @@ def _stop_all(book: Book, running: dict[str, tuple[Task, Child, int]], arrived: 
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def collected_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, so that they end the loop where nothing is half done.
 
     Outside the main thread, and where the calling program has a handler of its own, nothing is
