@@ -197,6 +197,16 @@ EFFECTS: dict[str, Effect] = {
     "evaluation.validation_clients": Effect(
         "on the clients, after rounds that are measured", "docs/evaluation.md#clients"
     ),
+    "evaluation.training_clients": Effect(
+        "on the clients, after rounds that are measured",
+        "docs/evaluation.md#the-global-objective",
+        "Li et al. 2020 (FedProx), equation 1",
+    ),
+    "evaluation.gradients": Effect(
+        "on the clients, after rounds that are measured",
+        "docs/evaluation.md#the-global-objective",
+        "Li et al. 2020 (FedProx), definition 3 and section 5.3.3",
+    ),
     **{
         f"evaluation.sharpness_{name}": Effect(
             "on the server, after rounds in which sharpness is measured",

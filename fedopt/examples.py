@@ -100,6 +100,8 @@ SPECIAL: dict[str, tuple[str, ...]] = {
     "evaluation.every": ("evaluation.every=5",),
     "evaluation.validation_clients": _MEASURED,
     "evaluation.unseen_clients": ("evaluation.unseen_clients=0.1",),
+    "evaluation.training_clients": ("evaluation.training_clients=1.0",),
+    "evaluation.gradients": ("evaluation.training_clients=1.0", "evaluation.gradients=true"),
     "evaluation.sharpness_every": ("evaluation.sharpness_every=50",),
     "checkpoint.minutes": ("checkpoint.minutes=10",),
     "data.label_noise": ("data.label_noise=0.2",),

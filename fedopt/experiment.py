@@ -466,6 +466,12 @@ class Experiment:
             self.config.run.clients_per_round, int(np.count_nonzero(self.population.sizes))
         )
 
+    def training_clients(self) -> int:
+        """Return the number of clients on whose training data the model is measured."""
+        wanted, clients = self.config.evaluation.training_clients, self.population.sizes
+        most = int(np.count_nonzero(clients))
+        return max(1, round(wanted * most)) if isinstance(wanted, float) else min(wanted, most)
+
     def check(self) -> None:
         """Check that configuration, data and model fit together, on two examples.
 
@@ -499,6 +505,7 @@ class Experiment:
         strategy.check(self.config.strategy.options, self.recipe)
         self._check_server_optimizer(strategy)
         self._check_personal()
+        self._check_objective(strategy)
         self._check_channel(strategy)
         self._check_system(strategy)
         self.rates()
@@ -564,6 +571,23 @@ class Experiment:
                     key="evaluation.validation_clients",
                 )
             log.warning("evaluation.validation_clients is %s: test columns show the server's", says)
+
+    def _check_objective(self, strategy: type[FederatedStrategy]) -> None:
+        """Check that there is one model for all where it is measured on the training data."""
+        wanted, name = self.config.evaluation, self.config.strategy.name
+        if wanted.training_clients and self.personal is not None and not strategy.sends_personal:
+            raise ConfigError(
+                f"got {wanted.training_clients} with {name}, whose clients each keep a part of the "
+                "model: there is no global model to measure; use 0, or a strategy with one model "
+                "for all (ditto has one besides)",
+                key="evaluation.training_clients",
+            )
+        if wanted.gradients and isinstance(self.population, PooledPopulation):
+            raise ConfigError(
+                f"got true with {name}, which trains on all clients' data as one: there are no "
+                "gradients of single clients to compare",
+                key="evaluation.gradients",
+            )
 
     def _check_system(self, strategy: type[FederatedStrategy]) -> None:
         """Check devices, availability and policy, and what goes with them."""

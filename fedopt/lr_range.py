@@ -141,7 +141,13 @@ def range_test(
         run=config.run.model_copy(update={"rounds": rounds}),
         schedule=Choice("constant", get("schedules", "constant").options()),
         evaluation=config.evaluation.model_copy(
-            update={"every": rounds, "validation_clients": 0, "sharpness_every": 0}
+            update={
+                "every": rounds,
+                "validation_clients": 0,
+                "training_clients": 0,
+                "gradients": False,
+                "sharpness_every": 0,
+            }
         ),
         server_swa=type(config.server_swa)(),
         engine=config.engine.model_copy(update={"on_client_error": "fail"}),

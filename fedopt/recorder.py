@@ -646,6 +646,8 @@ def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrat
         skip_failed=config.engine.on_client_error == "skip",
         max_client_failures=config.engine.max_client_failures,
         validation_clients=config.evaluation.validation_clients,
+        training_clients=experiment.training_clients(),
+        gradients=config.evaluation.gradients,
         evaluate_every=config.evaluation.every,
         rounds=config.rounds,
         buffers=tuple(spec.name for spec in layout.buffers),

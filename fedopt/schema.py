@@ -601,6 +601,17 @@ class EvaluationTable(Table):
         description="clients that never train and are evaluated on all of their training data: a "
         "count >= 0, or a share in (0, 1); drawn once",
     )
+    training_clients: StrictInt | StrictFloat = Field(
+        0,
+        description="clients on whose training data the loss of the global model is measured: a "
+        "count >= 0 (0: none; at least as many as there are: all), or a share in (0, 1]; all give "
+        "the global objective, others are drawn afresh each time",
+    )
+    gradients: bool = Field(
+        False,
+        description="measure also how much the gradients of these clients' losses differ, at the "
+        "global model; needs training_clients",
+    )
     sharpness_every: int = Field(
         0,
         ge=0,
@@ -621,6 +632,20 @@ class EvaluationTable(Table):
             raise ValueError(f"unseen_clients: a count must be >= 0, got {value}")
         if isinstance(value, float) and not 0 < value < 1:
             raise ValueError(f"unseen_clients: a share must be in (0, 1), got {value}")
+        return self
+
+    @model_validator(mode="after")
+    def _measures_somebody(self) -> EvaluationTable:
+        value = self.training_clients
+        if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"training_clients: a count must be >= 0, got {value}")
+        if isinstance(value, float) and not 0 < value <= 1:
+            raise ValueError(f"training_clients: a share must be in (0, 1], got {value}")
+        if self.gradients and not value:
+            raise ValueError(
+                "gradients: got true, but the losses of no clients are measured; use "
+                "training_clients > 0 (1.0: all)"
+            )
         return self
 
 

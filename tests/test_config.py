@@ -333,6 +333,7 @@ NEEDS_OTHERS = {
     "local.curriculum": {"teacher"},
     "local.self_paced": {"threshold", "quantile"},
     "engine": {"max_client_failures"},
+    "evaluation": {"gradients"},
 }
 """Keys of tables that are valid only beside others; they have tests of their own."""
 
@@ -398,6 +399,7 @@ FIXED: dict[str, dict[str, st.SearchStrategy[Any]]] = {
         "unseen_clients": st.one_of(
             st.integers(0, 100), st.floats(0, 1, exclude_min=True, exclude_max=True)
         ),
+        "training_clients": st.one_of(st.integers(0, 100), st.floats(0, 1, exclude_min=True)),
         "sharpness_every": st.integers(0, 100),
         "sharpness_examples": st.integers(1, 10_000),
         "sharpness_rho": st.floats(1e-6, 10.0),
@@ -655,6 +657,11 @@ BAD = {
     "evaluation.unseen_clients=0.0": "evaluation.unseen_clients",
     "evaluation.unseen_clients=1.0": "evaluation.unseen_clients",
     "evaluation.unseen_clients=true": "evaluation.unseen_clients",
+    "evaluation.training_clients=-1": "evaluation.training_clients",
+    "evaluation.training_clients=0.0": "evaluation.training_clients",
+    "evaluation.training_clients=1.01": "evaluation.training_clients",
+    "evaluation.training_clients=true": "evaluation.training_clients",
+    "evaluation.gradients=true": "evaluation.gradients",
     "drift=3": "drift",
     "drift.start=3": "drift.start",
     "drift={name='label', share=0.0}": "drift.share",

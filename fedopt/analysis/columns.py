@@ -177,6 +177,28 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "1",
         "Population variance of the accuracies of the clients that never train.",
     ),
+    Column(
+        "objective",
+        "real",
+        "loss",
+        "Mean loss of the global model over all training data of `evaluation.training_clients` "
+        "after the round; `train_loss` is of minibatches during local training.",
+        better="lower",
+    ),
+    Column(
+        "gradient_variance",
+        "real",
+        "1",
+        "Variance over these clients, weighted by examples, of the gradients of their mean losses "
+        "at the global model.",
+    ),
+    Column(
+        "gradient_dissimilarity",
+        "real",
+        "1",
+        "Root of the weighted mean squared norm of these gradients, over the norm of their mean; "
+        "at least 1, empty where the mean is 0.",
+    ),
     *(
         Column(f"swa_{name}", kind, unit, f"`{name}` of the averaged model.", better=better)
         for name, kind, unit, better in _AVERAGED

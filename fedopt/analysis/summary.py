@@ -23,6 +23,7 @@ _GROUPS = {
         prefix: tuple(n for n in names(ROUND_COLUMNS) if n.startswith(prefix) and n not in _APART)
         for prefix in ("train_", "test_", "validation_", "drift_", "unseen_", "swa_")
     },
+    "objective": ("objective", "gradient_variance", "gradient_dissimilarity"),
     "sharpness": _APART,
 }
 _TOTALS = ("clients", "dropped_clients", "failed_clients")

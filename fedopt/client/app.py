@@ -41,6 +41,7 @@ from fedopt.scratch import Scratch
 from fedopt.seeds import seed_torch, torch_seed
 from fedopt.server.evaluation import Evaluator, encode_outputs
 from fedopt.server.model_average import encode_statistics
+from fedopt.server.objective import OBJECTIVE, decode_question, objective_sums
 
 log = logging.getLogger("fedopt")
 
@@ -217,6 +218,23 @@ class Node:
             buffers[client] = evaluator.batch_statistics(state, data)
         return encode_statistics(examples, buffers)
 
+    def objective(self, content: RecordDict) -> RecordDict:
+        """Add up losses, and gradients of them, of the model on clients' training data.
+
+        Raises:
+            RefusalError: the client is a real one, of whose training data these tell too much.
+        """
+        if self._site is not None:
+            raise RefusalError(
+                "the client tells no losses and gradients of its training examples",
+                key="evaluation.training_clients",
+            )
+        experiment = self._prepare(content.config_records["config"])[0]
+        evaluator, state = self._evaluation(content)
+        question = decode_question(content)
+        train = experiment.population_at(question.round).train
+        return encode_outcome(objective_sums(evaluator, state, train, question))
+
     def _check_measures(self, content: RecordDict, *, is_training: bool) -> None:
         """Refuse a real client's measurements where these are withheld.
 
@@ -296,6 +314,7 @@ MESSAGES: dict[str, Callable[[Node, RecordDict], RecordDict]] = {
     "evaluate": Node.evaluate,
     "evaluate.test": Node.evaluate_test,
     "evaluate.batch_norm": Node.batch_statistics,
+    OBJECTIVE: Node.objective,
     "query.describe": Node.describe,
     "query.probe": Node.probe,
     SHARES: lambda node, content: node.secure(content, SHARES),

@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from fedopt.client.losses import Loss
+from fedopt.models.layout import BoundModel
+
 
 def passes(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context in which passes through a model are made.
@@ -72,6 +75,28 @@ def gradients_of(
         second = torch.autograd.grad(norm, parameters, allow_unused=True)
         found = [g if h is None else g + penalty * h for g, h in zip(found, second, strict=True)]
     return [g.detach() for g in found]
+
+
+def mean_gradient(
+    bound: BoundModel, loss: Loss, inputs: Tensor, targets: Tensor, precision: str = "full"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a model's outputs, their mean loss, and its gradient `[P]`, over some examples.
+
+    The model is in the mode in which it is given: in training mode dropout draws, and BatchNorm
+    uses the examples' own statistics and changes the running ones.
+
+    Args:
+        bound: the model, with its values.
+        loss: the mean over a batch.
+        inputs: of all examples, in one pass.
+        targets: of the same.
+        precision: arithmetic of the pass, "full" or "bf16".
+    """
+    with passes(bound.flat.device, precision):
+        outputs = bound.module(inputs)
+        mean = loss(outputs, targets)
+    gradient = bound.layout.vector(gradients_of(mean, bound.parameters))
+    return outputs.detach(), mean.detach(), gradient
 
 
 def owned(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -24,6 +24,7 @@ def app_of(answer: Answer) -> ClientApp:
     app.evaluate()(handler)
     app.evaluate("test")(handler)
     app.evaluate("batch_norm")(handler)
+    app.evaluate("objective")(handler)
     for action in ("describe", "probe", "secure_shares", "secure_mask", "secure_unmask"):
         app.query(action)(handler)
     return app

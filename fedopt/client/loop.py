@@ -29,7 +29,7 @@ from fedopt.client.curvature import (
     through,
 )
 from fedopt.client.fused import FusedLinears, SgdStep
-from fedopt.client.gradients import differentiate, gradients_of, owned, passes
+from fedopt.client.gradients import differentiate, gradients_of, mean_gradient, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
@@ -394,10 +394,8 @@ class LoopEngine:
 
     def _full_gradient(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the gradient of the loss over all examples at the current parameters, `[P]`."""
-        module, parameters = self._bound.module, self._bound.parameters
-        with passes(self.device, self._precision):
-            loss = self._loss(module(inputs), targets)
-        return self.layout.vector(gradients_of(loss, parameters))
+        *_, gradient = mean_gradient(self._bound, self._loss, inputs, targets, self._precision)
+        return gradient
 
 
 def _stacked(gradients: Sequence[Tensor]) -> list[Tensor]:

@@ -527,6 +527,11 @@ def check_deployable(config: Config) -> None:
         and "sends masked numbers, which do not compress (uplink.compression)",
         "evaluation.unseen_clients": bool(config.evaluation.unseen_clients)
         and "holds out simulated clients",
+        "evaluation.gradients": config.evaluation.gradients
+        and "asks clients for gradients of their training data, of which more than the agreed "
+        "metrics would leave them",
+        "evaluation.training_clients": bool(config.evaluation.training_clients)
+        and "measures the model on the training data of simulated clients",
         "engine.block_size": config.engine.block_size not in (None, 1)
         and "sums clients before they leave a worker, and each real client is a node of its own; "
         "use 1 in both to compare",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedopt.analysis.distribution import client_distribution
 from fedopt.analysis.metrics import classification_metrics
 from fedopt.analysis.sharpness import sam_ball_increase, top_hessian_eigenvalue
+from fedopt.client.gradients import mean_gradient
 from fedopt.client.messages import content_of
 from fedopt.data.population import Examples
 from fedopt.models.batch_norm import Places, statistics_batches, statistics_places
@@ -131,10 +133,46 @@ class Evaluator:
             part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
             output = self._bound.module(inputs[part].to(self._device))
             batch_targets = targets[part].to(self._device)
-            loss_sum = float(self._loss(output, batch_targets)) * len(batch_targets)
-            is_kept = self._is_classification and output.dim() == 2
-            found.append(BatchOutput(batch, loss_sum, output.cpu() if is_kept else None))
+            loss = self._loss(output, batch_targets)
+            found.append(self._batch_output(batch, output, loss, len(batch_targets)))
         return found
+
+    def _batch_output(self, batch: int, output: Tensor, loss: Tensor, size: int) -> BatchOutput:
+        is_kept = self._is_classification and output.dim() == 2
+        return BatchOutput(batch, float(loss) * size, output.cpu() if is_kept else None)
+
+    def gradient(self, state: ModelState, examples: Examples) -> tuple[Measurement, Tensor]:
+        """Return what `measure` does, and the gradient of the mean loss by the parameters.
+
+        The model is in evaluation mode: statistics of BatchNorm are those of `state` and stay so,
+        dropout does nothing. The batches are those of `measure`.
+
+        Args:
+            state: the model's values.
+            examples: N >= 1 examples.
+
+        Returns:
+            The measurement, and the gradient `[P]` in float64, on the model's device.
+        """
+        self._bound.load(state)
+        count, outputs = len(examples.y), []
+        total = torch.zeros(self.layout.size, dtype=torch.float64, device=self._device)
+        for batch in range(self.batches(examples)):
+            part = slice(batch * self._batch_size, (batch + 1) * self._batch_size)
+            inputs = torch.from_numpy(examples.x[part]).to(self._device)
+            targets = torch.from_numpy(examples.y[part]).to(self._device)
+            with self._differentiable():
+                output, loss, slope = mean_gradient(self._bound, self._loss, inputs, targets)
+            total.add_(slope.double(), alpha=len(targets) / count)
+            outputs.append(self._batch_output(batch, output, loss, len(targets)))
+        return self.combine(outputs, examples), total
+
+    def _differentiable(self) -> AbstractContextManager[object]:
+        """Return the context in which the model, in evaluation mode, has gradients."""
+        parts = self._bound.module.modules()
+        # cuDNN's recurrent layers have gradients in training mode alone, and no second ones.
+        recurrent = any(isinstance(part, torch.nn.RNNBase) for part in parts)
+        return torch.backends.cudnn.flags(enabled=not recurrent, deterministic=True)
 
     def combine(self, outputs: Sequence[BatchOutput], examples: Examples) -> Measurement:
         """Return what all batches of some examples come to."""
@@ -191,12 +229,8 @@ class Evaluator:
             return self._loss(module(inputs), targets) * (len(targets) / count)
 
         terms = [partial(mean_loss, batch) for batch in range(self.batches(examples))]
-        recurrent = any(isinstance(part, torch.nn.RNNBase) for part in module.modules())
-        # Fused attention has no second derivative, nor have cuDNN's recurrent layers.
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.cudnn.flags(enabled=not recurrent, deterministic=True),
-        ):
+        # Fused attention has no second derivative.
+        with sdpa_kernel(SDPBackend.MATH), self._differentiable():
             return Sharpness(
                 top_hessian_eigenvalue(terms, parameters, generator=generator),
                 sam_ball_increase(terms, parameters, rho),

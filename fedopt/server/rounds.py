@@ -54,6 +54,8 @@ class Federation:
         skip_failed: whether a failing client is skipped and counted rather than ending the run.
         max_client_failures: how often a client may fail where it is skipped; None: any number.
         validation_clients: clients evaluated on their validation split; 0 for none.
+        training_clients: clients on whose training data the model is measured; 0 for none.
+        gradients: whether the gradients of their losses are measured as well.
         evaluate_every: rounds between such evaluations; the last round always has one.
         rounds: the last round, where it is known.
         buffers: names of floating arrays of the model that are not trained.
@@ -90,6 +92,8 @@ class Federation:
     skip_failed: bool = False
     max_client_failures: int | None = None
     validation_clients: int = 0
+    training_clients: int = 0
+    gradients: bool = False
     evaluate_every: int = 1
     rounds: int | None = None
     buffers: tuple[str, ...] = ()
@@ -156,7 +160,7 @@ class RoundRecord:
         epsilon: what the rounds so far cost in privacy; NaN where they are not private.
         schedule: the course of the round on the virtual clock, where there is one.
         clip_norm: norm to which updates were clipped; NaN without.
-        metrics: what was measured on validation splits, if anything.
+        metrics: what was measured on clients' data, if anything.
         answers: split, client, examples, loss and accuracy of every client that was evaluated.
     """
 

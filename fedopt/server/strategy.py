@@ -66,6 +66,12 @@ from fedopt.server.channel import ServerChannel
 from fedopt.server.client_store import ClientStateStore
 from fedopt.server.cohorts import Cohorts
 from fedopt.server.evaluation import over_clients
+from fedopt.server.objective import (
+    OBJECTIVE,
+    objective_blocks,
+    objective_columns,
+    objective_questions,
+)
 from fedopt.server.optimizer import ServerOptimizer, ServerRule
 from fedopt.server.placing import hosts_of, placed
 from fedopt.server.questions import answers, questions
@@ -405,7 +411,7 @@ class FederatedStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask for the loss on data of clients: validation splits, and those that never train."""
+        """Ask for the loss on data of clients: of all three kinds that `Federation` names."""
         federation = self.federation
         if not is_due(server_round, federation.evaluate_every, federation.rounds):
             return []
@@ -417,21 +423,33 @@ class FederatedStrategy(Strategy):
         if federation.unseen:
             unseen = np.array(federation.unseen, dtype=np.int64)
             asked += questions(server_round, unseen, arrays, config, grid, UNSEEN)
+        if federation.training_clients:
+            blocks, gradients = self._objective_blocks(server_round), federation.gradients
+            asked += objective_questions(server_round, blocks, arrays, config, grid, gradients)
         return asked
+
+    def _objective_blocks(self, round: int) -> list[Block]:
+        """Return the clients on whose training data the model is measured after a round."""
+        clients = self.draw_clients(round, self.federation.training_clients, "objective")
+        return objective_blocks(clients, self.federation.sizes)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Return what the clients' data come to; see `over_clients`."""
+        """Return what the clients' data come to; see `over_clients` and `objective_columns`."""
         replies = list(replies)
-        rows, unseen = answers(replies), answers(replies, UNSEEN)
-        if not rows and not unseen:
+        summed = [reply for reply in replies if reply.metadata.message_type == OBJECTIVE]
+        told = [reply for reply in replies if reply.metadata.message_type != OBJECTIVE]
+        rows, unseen = answers(told), answers(told, UNSEEN)
+        if not rows and not unseen and not summed:
             return None
         metrics = over_clients([row[1:] for row in rows]) if rows else {}
         if rows:
             self._observe(metrics)
         if unseen:
             metrics |= over_clients([row[1:] for row in unseen], UNSEEN)
+        if summed:
+            metrics |= objective_columns(summed, len(self._objective_blocks(server_round)))
         if self.record is not None:
             self.record.metrics.update(metrics)
             self.record.answers += [("validation", *row) for row in rows]

@@ -43,6 +43,7 @@ from fedopt.secure import (
     UnmaskShares,
 )
 from fedopt.server.checkpoint import load_all
+from fedopt.server.objective import OBJECTIVE
 
 from .nodes import TASK, Nodes, deploy, sites, split
 
@@ -304,6 +305,11 @@ def test_sites_whose_data_do_not_agree_are_told_apart(tmp_path, monkeypatch):
         (["attack=sign_flip"], "attack.name"),
         (["system.failures.before=0.1"], "system.failures"),
         (["evaluation.unseen_clients=1"], "evaluation.unseen_clients"),
+        (["evaluation.training_clients=1.0"], "evaluation.training_clients"),
+        (
+            ["evaluation.training_clients=1.0", "evaluation.gradients=true"],
+            "evaluation.gradients",
+        ),
         (["engine.block_size=2"], "engine.block_size"),
         (["deployment.secure=true", "uplink.compression=top_k"], "deployment.secure"),
     ],
@@ -350,6 +356,18 @@ def test_nothing_but_updates_and_agreed_metrics_leaves_a_client(tmp_path, monkey
         metrics = reply.content.metric_records.get("clients", {})
         if reply.metadata.message_type == "train":
             assert all(math.isnan(v) for v in metrics["train_loss"] + metrics["update_norm"])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_no_server_gets_gradients_of_a_clients_training_data(gradients, tmp_path):
+    """A run that asks for them is refused before it starts; the client refuses them besides."""
+    folders = split(load(None, TASK), tmp_path / "data")
+    nodes = Nodes(sites(tmp_path, folders[:1]))
+    (node,) = nodes.get_node_ids()
+    config = ConfigRecord({"gradients": gradients})
+    (reply,) = nodes.exchange([Message(RecordDict({"config": config}), node, OBJECTIVE)])
+    assert reply.has_error()
+    assert "tells no losses and gradients of its training examples" in reply.error.reason
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])

@@ -93,7 +93,7 @@ def test_same_bits_twice_and_others_for_another_seed(inline, strategy):
 
 EVERYTHING = {
     "data": {"validation_fraction": 0.2},
-    "evaluation": {"validation_clients": 5},
+    "evaluation": {"validation_clients": 5, "training_clients": 1.0, "gradients": True},
     "local": {
         "epochs": 2,
         "optimizer": {"name": "adam", "lr": 0.01},
@@ -122,6 +122,23 @@ def test_all_techniques_at_once_have_the_same_bits():
             assert found.summary[fact] == expected.summary[fact]
         columns = [name for name in expected.history if name != "wall_seconds"]
         assert found.history[columns].equals(expected.history[columns])
+
+
+def test_the_objective_and_its_gradients_have_the_same_bits():
+    """In float64, where another order of the sums shows; the gradients travel in shared memory."""
+
+    def columns(engine, **workers):
+        more = {"dtype": "float64", "model": {"name": "mlp", "hidden": [128]}}
+        more["evaluation"] = {"training_clients": 1.0, "gradients": True}
+        settings = tables("fedprox", engine, **more)
+        settings["engine"] |= workers
+        history = fedopt.simulate(settings).history
+        return history[["objective", "gradient_variance", "gradient_dissimilarity"]]
+
+    expected = columns("inline")
+    assert expected.notna().all(axis=None)
+    for workers in (1, 2):
+        assert columns("ray", workers=workers).equals(expected)
 
 
 class Assassin(SilentProgress):

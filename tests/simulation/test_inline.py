@@ -112,6 +112,21 @@ def test_nodes_and_the_order_of_replies_do_not_matter(strategy: str, nodes: int)
     assert run.clients.equals(reference.clients)
 
 
+@pytest.mark.parametrize("nodes", [2, 3, 7])
+@pytest.mark.parametrize("wanted", [7, 1.0])
+def test_sums_over_training_data_are_the_same_on_any_nodes(nodes: int, wanted: float) -> None:
+    evaluation = {"training_clients": wanted, "gradients": True}
+    for dtype in ("float32", "float64"):
+        reference = execute(
+            experiment(dtype=dtype, model=batch_norm, evaluation=evaluation), None, SilentProgress()
+        )
+        setup = experiment(dtype=dtype, model=batch_norm, evaluation=evaluation)
+        run = run_on(setup, Nodes(setup, nodes, seed=nodes))
+        columns = ["objective", "gradient_variance", "gradient_dissimilarity"]
+        assert run.history[columns].equals(reference.history[columns])
+        assert run.history[columns].notna().all(axis=None)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_flowers_own_loop_gives_the_same_model(strategy: str) -> None:
     setup = experiment(strategy, evaluation={"validation_clients": 0})
