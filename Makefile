@@ -12,11 +12,11 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test lint types docs site site-serve notebook clean distclean
+.PHONY: help demo test test-all lint types docs site site-serve notebook clean distclean
 
 help:
 	@echo "make demo       FedAvg, FedProx and SCAFFOLD on non-IID digits; results in runs/"
-	@echo "make test       run the tests"
+	@echo "make test       run the tests; test-all: with more of the slow ones"
 	@echo "make lint       ruff: style and format"
 	@echo "make types      mypy, strict"
 	@echo "make docs       write docs/config.md from the schema"
@@ -27,8 +27,15 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/fedopt demo
 
+# Three at once on two cores: much of what takes long waits for processes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile \
+  --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(PYTEST)
+
+test-all: $(VENV)/.installed-dev
+	$(PYTEST) -m "exhaustive or not exhaustive"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -19,6 +19,42 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     _own.mkdir(exist_ok=True)
     os.environ["RAY_TMPDIR"] = str(_own)
 
+# Ray starts its workers with a niceness of 15: beside anything else they starve.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+FIRST = (
+    "tests/deployment/test_processes.py",
+    "tests/e2e/test_ray.py",
+    "tests/docs/test_code.py",
+    "tests/e2e/test_resume.py",
+    "tests/e2e/test_reliability.py",
+    "tests/e2e/test_every_command.py",
+    "tests/deployment/test_deployed.py",
+    "tests/test_kills_and_soak.py",
+    "tests/e2e/test_flower.py",
+    "tests/studies",
+    "tests/e2e",
+    "tests/server/test_second_order.py",
+    "tests/search",
+    "tests/system",
+    "tests/testing",
+    "tests/test_second_studies.py",
+    "tests/curriculum",
+)
+"""Files and folders that take longest: begun first, so that no core waits for them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    root = Path(__file__).parents[1]
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(root).as_posix()
+        return next((i for i, first in enumerate(FIRST) if name.startswith(first)), len(FIRST))
+
+    items.sort(key=place)
+
+
 settings.register_profile("fedopt", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("fedopt")
 

@@ -74,6 +74,7 @@ def test_profile_accounts_for_the_round(tmp_path: Path) -> None:
     assert table.loc["round", "W3 inline"] >= table.loc["training", "W3 inline"]
 
 
+@pytest.mark.exhaustive
 def test_techniques_are_timed_in_both_engines(tmp_path: Path) -> None:
     assert techniques.main(["--quick", "--out", str(tmp_path)]) == 0
     table = pd.read_csv(tmp_path / "techniques.csv", comment="#")

@@ -11,6 +11,8 @@ import pytest
 
 from benchmarks import kills
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 ROOT = Path(kills.__file__).parents[1]
 
 
@@ -27,7 +29,13 @@ def execute(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("name", kills.STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("scaffold", "fedbuff") else pytest.param(name, marks=EXHAUSTIVE)
+        for name in kills.STRATEGIES
+    ],
+)
 def test_runs_survive_being_killed(name: str) -> None:
     words = ["--kills", "3", "--without-ray", "--seed", "1", "--strategies", name]
     result = execute("benchmarks.kills", *words)
@@ -35,7 +43,7 @@ def test_runs_survive_being_killed(name: str) -> None:
     assert f"{name}: 3 of 3 kills survived" in result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_worker_is_killed_in_every_round(tmp_path: Path) -> None:
     deaths, is_same = kills.kill_workers(kills.STRATEGIES["scaffold"], tmp_path, seed=0)
     assert is_same
@@ -61,7 +69,7 @@ def test_a_run_that_is_spoilt_would_be_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=EXHAUSTIVE)])
 def test_nothing_is_left_after_a_long_run(engine: str) -> None:
     result = execute("benchmarks.soak", "--rounds", "160", "--engine", engine)
     assert result.returncode == 0, result.stderr

@@ -277,6 +277,7 @@ def mean_over(
     last: float = 1.0,
     name: str = "",
     form: str = ".4f",
+    better: Literal["higher", "lower"] | None = None,
 ) -> Measure:
     """Return the measure: mean of a metric over a part of the rounds.
 
@@ -286,6 +287,7 @@ def mean_over(
         last: with which round it ends; a float in [0, 1] is a share of the rounds.
         name: of the measure.
         form: of the number.
+        better: which direction is better; None: that of the metric.
     """
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
@@ -293,8 +295,8 @@ def mean_over(
         part = known[(known.index > _place(first, rounds)) & (known.index <= _place(last, rounds))]
         return float(part.mean()) if len(part) else None
 
-    better: Literal["higher", "lower"] = "higher" if is_higher_better(metric) else "lower"
-    return Measure(name or f"mean {metric.replace('_', ' ')}", better, of, form)
+    way: Literal["higher", "lower"] = better or ("higher" if is_higher_better(metric) else "lower")
+    return Measure(name or f"mean {metric.replace('_', ' ')}", way, of, form)
 
 
 def deviation_over(metric: str, first: float, name: str, form: str = ".4f") -> Measure:

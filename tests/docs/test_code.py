@@ -14,8 +14,11 @@ import tomllib
 from collections.abc import Iterator
 from itertools import dropwhile
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+import typer
 from sweep.in_process import Pretended, in_process
 from typer.testing import CliRunner
 
@@ -34,8 +37,13 @@ QUICK = {
     "sweep": ["rounds=2", "--quiet"],
     "ablate": ["rounds=2", "--quiet", "--seeds", "2"],
     "doctor": ["--no-ray"],
+    "search": ["rounds=2", "search.retrain_rounds=2", "search.random_samples=1", "--quiet"],
+    "reproduce": ["--quick", "--quiet"],
 }
 ONCE = ("sweep", "ablate")  # take a key once
+STARTS = ("up", "status", "submit", "stop", "down", "logs")
+"""Commands of `fedopt deploy` that need running processes: on the page `README.md` they are run,
+elsewhere their words are checked; tests/deployment runs them all."""
 _FILE = re.compile(r"# (\w+\.py)\n")
 
 NOT_RUN = {
@@ -164,8 +172,23 @@ def _commands(block: Block) -> list[list[str]]:
     return [line[1:] for line in _lines(block) if Path(line[0]).name == "fedopt"]
 
 
+def _check_words(page: Path, block: Block, command: list[str]) -> None:
+    """Check that a command takes its words, without running it."""
+    found: Any = typer.main.get_command(app)
+    words = list(command)
+    while isinstance(found, click.Group):
+        found = found.commands[words.pop(0)]
+    try:
+        found.make_context(found.name, words)
+    except click.UsageError as error:
+        pytest.fail(f"{name(page)}:{block.line}: {' '.join(command)}: {error.format_message()}")
+
+
 def _run_command(page: Path, block: Block, command: list[str]) -> None:
     subcommand, *words = command
+    if subcommand == "deploy" and words[0] in STARTS and page.name != "README.md":
+        _check_words(page, block, command)
+        return
     extra = QUICK.get(subcommand, [])
     if subcommand in ONCE:
         given = {word.partition("=")[0] for word in extra if "=" in word}

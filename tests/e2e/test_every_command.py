@@ -50,6 +50,7 @@ USES: dict[str, list[str]] = {
         *("--jobs", "1", "--target", "test_accuracy=0.1", "--quiet", "--out", "sweep"),
     ],
     "ablate": [*TINY, "local.sam.rho=0.05", "--seeds", "2", "--jobs", "1", "--out", "ablation"],
+    "reproduce": ["--list"],
     "report": ["run", "other", "--out", "comparison.html"],
     "watch": ["run"],
     "export": ["run", "other", "--to", "csv", "--out", "exported"],

@@ -138,7 +138,7 @@ def test_flwr_run_gives_the_bits_of_fedopt_run(flower, tmp_path):
     assert names >= {"config.toml", "model.safetensors", "convergence.png", "population.png"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flwr_run_reads_a_config_file(flower, tmp_path):
     (tmp_path / "scaffold.toml").write_text(
         'strategy = "scaffold"\nmodel = "logistic"\n[local]\nsteps = 3\n[engine]\nname = "inline"\n'

@@ -23,6 +23,8 @@ from fedopt.single_thread import single_thread
 
 from .command import python
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 STRATEGIES = ["fedavg", "scaffold"]
 
 
@@ -156,7 +158,7 @@ class Assassin(SilentProgress):
             self.killed.append(pid)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=EXHAUSTIVE), "scaffold"])
 def test_a_killed_worker_changes_nothing(inline, strategy, caplog):
     settings = tables(strategy)
     settings["engine"]["workers"] = 2
@@ -216,7 +218,7 @@ def failing_loss(client):
     return loss
 
 
-@pytest.mark.parametrize("training", ["loop", "auto"])
+@pytest.mark.parametrize("training", [pytest.param("loop", marks=EXHAUSTIVE), "auto"])
 def test_an_error_in_a_client_names_it(training):
     engine = {"name": "ray", "workers": 2, "block_size": 3, "training": training}
     with pytest.raises(ClientError) as caught:
@@ -230,7 +232,7 @@ def test_an_error_in_a_client_names_it(training):
     assert not living_actors()
 
 
-@pytest.mark.parametrize("training", ["loop", "auto"])
+@pytest.mark.parametrize("training", [pytest.param("loop", marks=EXHAUSTIVE), "auto"])
 def test_a_failing_client_is_skipped_and_counted(training):
     engine = {"name": "ray", "workers": 2, "block_size": 3, "training": training}
     run = own_run(failing_loss(4), engine={**engine, "on_client_error": "skip"})
@@ -281,7 +283,7 @@ def test_a_worker_killed_while_it_trains_changes_nothing(tmp_path, caplog):
     assert hashes(deaths=0) == first
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_client_that_kills_every_worker_ends_the_run(tmp_path):
     with pytest.raises(RunError, match="workers died"):
         own_run(dying_loss(tmp_path, 50), engine={"name": "ray", "workers": 1, "block_size": 3})

@@ -21,6 +21,8 @@ from fedopt.server.checkpoint import saved_rounds
 from .command import COMMAND, TINY, environment, execute, fedopt, summary
 from .test_resume import rows, start, wait_for_round
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 ENDLESS = ["engine=inline", "strategy=scaffold", "rounds=100000", "checkpoint.every=1000"]
 
 
@@ -134,7 +136,10 @@ def test_a_checkpoint_ahead_of_its_rows_is_passed_over(tmp_path):
 # Signals ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=EXHAUSTIVE), (signal.SIGTERM, 143)],
+)
 def test_a_signal_leaves_a_checkpoint_of_the_last_round(tmp_path, number, code):
     process = start(tmp_path, *ENDLESS, "--out", "run")
     wait_for_round(process, tmp_path / "run", 5)
@@ -223,7 +228,7 @@ def test_a_second_signal_ends_at_once_and_the_run_goes_on_all_the_same(tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=EXHAUSTIVE)])
 def test_a_signal_to_the_whole_group_leaves_no_process_of_ray(tmp_path, number):
     """A terminal sends Ctrl-C to every process of the group, Ray's too."""
     words = ["engine=ray", "engine.workers=2", "rounds=100000", "strategy=scaffold"]
@@ -256,7 +261,7 @@ cp -r run ../kept
 """
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=EXHAUSTIVE), "scaffold"])
 def test_a_full_disk_ends_the_run_and_leaves_what_is_whole(tmp_path, strategy):
     """In a mount namespace of our own, on a disk of some hundred kilobytes."""
     words = [*TINY, f"strategy={strategy}", "rounds=60", "checkpoint.every=5", "model.name=mlp"]

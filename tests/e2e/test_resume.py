@@ -15,6 +15,8 @@ import pytest
 
 from .command import COMMAND, contents, environment, execute, fedopt, summary
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 ROUNDS = 80
 SETTINGS = [
     f"rounds={ROUNDS}",
@@ -92,7 +94,11 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("strategy", "every", "training"),
-    [("fedavg", 1, "auto"), ("scaffold", 2, "auto"), ("scaffold", 1, "loop")],
+    [
+        pytest.param("fedavg", 1, "auto", marks=EXHAUSTIVE),
+        ("scaffold", 2, "auto"),
+        pytest.param("scaffold", 1, "loop", marks=EXHAUSTIVE),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, undisturbed, strategy, every, training):
     words = ["engine=inline", f"strategy={strategy}", f"engine.training={training}"]
@@ -117,7 +123,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, undisturbed, strategy, 
     assert (tmp_path / "broken" / "convergence.png").exists()
 
 
-@pytest.mark.parametrize(("strategy", "damage"), [("fedavg", "flipped"), ("scaffold", "cut")])
+@pytest.mark.parametrize(
+    ("strategy", "damage"),
+    [pytest.param("fedavg", "flipped", marks=EXHAUSTIVE), ("scaffold", "cut")],
+)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, strategy, damage):
     interrupt(tmp_path, "engine=inline", f"strategy={strategy}", "checkpoint.every=2", round=6)
     # Two are kept; a kill may come before the third newest is removed.
@@ -137,6 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, strategy, da
     assert [int(row["round"]) for row in rows(tmp_path / "broken")] == list(range(1, ROUNDS + 1))
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_twice_goes_on(tmp_path, undisturbed):
     interrupt(tmp_path, "engine=inline", "strategy=scaffold", "checkpoint.every=1")
     process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -34,6 +35,18 @@ def rows(folder: Path) -> int:
     return path.read_bytes().count(b"\n") - 1 if path.exists() else 0
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds a folder's lock; a killed one leaves the file alone."""
+    try:
+        with open(folder / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def summary(folder: Path) -> dict[str, object]:
     return json.loads((folder / "summary.json").read_text())  # type: ignore[no-any-return]
 
@@ -58,7 +71,7 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(
         assert json.loads((out / "summary.json").read_text())["status"] == "interrupted"
     # What it had started ends too: every run's folder can be locked again.
     end = time.monotonic() + PATIENCE
-    while any((folder / ".lock").exists() for folder in runs.glob("*")):
+    while any(is_locked(folder) for folder in runs.glob("*")):
         assert time.monotonic() < end
         time.sleep(0.05)
     begun = [folder for folder in runs.glob("*") if rows(folder) > 0]

@@ -30,6 +30,8 @@ from fedopt.search.gradient import architecture_gradient
 from fedopt.search_command import run_search
 from fedopt.seeds import generator
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 SIZES = (9, 23, 14, 30, 5)
 
 
@@ -102,7 +104,13 @@ def test_a_round_is_architecture_and_weight_steps_in_turn() -> None:
     torch.testing.assert_close(result.delta[0], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "scaffold"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *(pytest.param(name, marks=EXHAUSTIVE) for name in ("fedavg", "fedprox")),
+        "scaffold",
+    ],
+)
 def test_neither_workers_nor_blocks_change_a_bit(strategy: str) -> None:
     tables: dict[str, Any] = {
         "rounds": 2,

@@ -21,6 +21,8 @@ from fedopt.run import execute
 sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 from quadratics import half_square, line
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
 DEVICES = {"devices": {"name": "log_normal", "speed_sigma": 1.2}}
 ON_DIGITS: dict[str, Any] = {
     "rounds": 6,
@@ -80,8 +82,8 @@ def test_policies_that_cut_nothing_are_synchronous(policy: Any) -> None:
 @pytest.mark.parametrize(
     "tables",
     [
-        {"policy": {"name": "deadline", "seconds": 0.3}},
-        {"policy": {"name": "fedbuff", "buffer": 3}},
+        pytest.param({"policy": {"name": "deadline", "seconds": 0.3}}, marks=EXHAUSTIVE),
+        pytest.param({"policy": {"name": "fedbuff", "buffer": 3}}, marks=EXHAUSTIVE),
         {"policy": "fedasync"},
         {
             "policy": {"name": "fedbuff", "buffer": 3},

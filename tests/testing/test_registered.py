@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import fedopt.testing as ft
@@ -47,6 +50,16 @@ GENERAL = {"order_of_replies", "repeatable", "integer_buffers"}
 @pytest.fixture(scope="module")
 def passed() -> dict[str, list[str]]:
     return ft.passed_checks()
+
+
+def test_the_table_of_strategies_is_up_to_date(passed: dict[str, list[str]]) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    sys.path.insert(0, str(docs))
+    try:
+        from strategy_table import table
+    finally:
+        sys.path.remove(str(docs))
+    assert table(passed) in (docs / "strategies.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", strategies())

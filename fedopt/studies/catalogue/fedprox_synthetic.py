@@ -78,7 +78,9 @@ def prox(mu: float) -> str:
 OBJECTIVE = final("objective", "final training loss")
 ACCURACY = final("test_accuracy", "final test accuracy")
 EARLY = mean_over("test_accuracy", 10, 100, "test accuracy, rounds 11 to 100")
-SPREAD = mean_over("gradient_variance", 0.5, 1.0, "gradient variance, last half", ".3f")
+SPREAD = mean_over(
+    "gradient_variance", 0.5, 1.0, "gradient variance, last half", ".3f", better="lower"
+)
 WORST = Measure(
     "highest training loss, last half",
     "lower",
