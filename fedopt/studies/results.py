@@ -79,7 +79,8 @@ class Results:
         wanted = self._measure(measure)
         if outcome.is_diverged:
             return None if wanted.missing == "not reached" else worst(wanted.better)
-        return wanted.of(outcome.history, self._arm(arm))
+        value = wanted.of(outcome.history, self._arm(arm))
+        return None if value is None or math.isnan(value) else value
 
     def values(self, condition: str, arm: str, measure: str) -> list[float | None]:
         """Return the numbers of an arm's runs, in the order of the seeds; see `value`."""

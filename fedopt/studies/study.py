@@ -299,6 +299,20 @@ def mean_over(
     return Measure(name or f"mean {metric.replace('_', ' ')}", way, of, form)
 
 
+def worst_over(metric: str, first: float, name: str, form: str = ".4f") -> Measure:
+    """Return the measure: worst value of a metric from a round on; see `mean_over`."""
+    is_higher = is_higher_better(metric)
+
+    def of(history: pd.DataFrame, arm: Arm) -> float | None:
+        known = _known(history, arm.column(metric))
+        part = known[known.index > _place(first, float(history["round"].max()))]
+        if part.empty:
+            return None
+        return float(part.min() if is_higher else part.max())
+
+    return Measure(name, "higher" if is_higher else "lower", of, form)
+
+
 def deviation_over(metric: str, first: float, name: str, form: str = ".4f") -> Measure:
     """Return the measure: standard deviation of a metric from round to round, in the last part."""
 

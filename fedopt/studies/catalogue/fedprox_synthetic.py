@@ -14,11 +14,11 @@ from fedopt.studies.study import (
     Condition,
     Drawing,
     Finding,
-    Measure,
     Quick,
     Study,
     final,
     mean_over,
+    worst_over,
 )
 
 BASE = """\
@@ -81,12 +81,7 @@ EARLY = mean_over("test_accuracy", 10, 100, "test accuracy, rounds 11 to 100")
 SPREAD = mean_over(
     "gradient_variance", 0.5, 1.0, "gradient variance, last half", ".3f", better="lower"
 )
-WORST = Measure(
-    "highest training loss, last half",
-    "lower",
-    lambda history, arm: float(history.loc[history["round"] > 100, "objective"].max()),
-    ".3f",
-)
+WORST = worst_over("objective", 0.5, "highest training loss, last half", ".3f")
 
 
 def dropping_loses(results: Results) -> Finding:
@@ -253,7 +248,7 @@ term `mu / 2 |w - x|^2` help on top?
     claims=CLAIMS,
     drawings=drawings(),
     quick=Quick(
-        words=("rounds=100",),
+        words=("rounds=30",),
         seeds=(0, 1),
         conditions=(named("IID", 0), named("(1, 1)", 90)),
         arms=("FedAvg, drops", prox(0), prox(1.0)),

@@ -1,0 +1,29 @@
+"""The quick form of every study runs, and what is claimed robustly holds in it."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from fedopt.errors import ConfigError
+from fedopt.studies.catalogue import MODULES, study_of
+from fedopt.studies.command import reproduce
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_quick_form_shows_what_is_robust(name, tmp_path):
+    study = study_of(name)
+    if study.needs is not None:
+        try:
+            study.needs()
+        except ConfigError as error:
+            pytest.skip(f"data are missing: {error}")
+    made = reproduce(name, tmp_path / "out", is_quick=True)
+    assert made.failed == {}
+    robust = [(claim.text, found) for claim, found in made.checked if claim.is_robust]
+    assert [(text, found) for text, found in robust if found.verdict != "holds"] == []
+    assert (tmp_path / "out" / f"{name}.md").stat().st_size > 1000
+    rows = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert len(rows) == len(made.results.outcomes) > 0
