@@ -24,7 +24,13 @@ STUDIES = {
 INTERVAL = re.compile(r"[+-]\d+\.\d{4} to [+-]\d+\.\d{4}")
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name == "digits" else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in STUDIES
+    ],
+)
 def test_a_quick_study_prints_intervals(name: str, tmp_path: Path) -> None:
     script, out = FOLDER / STUDIES[name] / "run.py", tmp_path / "out"
     ran = subprocess.run(
@@ -39,6 +45,7 @@ def test_a_quick_study_prints_intervals(name: str, tmp_path: Path) -> None:
     assert (out / f"study_{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.exhaustive
 def test_the_study_of_search_goes_from_search_to_comparison(tmp_path: Path) -> None:
     words = [
         "rounds=1",

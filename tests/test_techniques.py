@@ -195,6 +195,10 @@ INTERRUPTED: dict[str, dict[str, Any]] = {
 }
 
 
+COMMON = ("ekfac, kept", "scaffold, kept", "server average", "kept adam", "across, noise, skip")
+"""Cases that are always tried."""
+
+
 class Interruption(SilentProgress):
     """Ends a run after a round, as Ctrl-C does."""
 
@@ -206,7 +210,13 @@ class Interruption(SilentProgress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("case", INTERRUPTED)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in COMMON else pytest.param(case, marks=pytest.mark.exhaustive)
+        for case in INTERRUPTED
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ def load_digits(options: DigitsOptions, seed: int) -> Dataset:
 
     Source: UCI Optical Recognition of Handwritten Digits (test part), as in scikit-learn.
     """
-    x, y = _read("digits.npz")
+    x, y = read_embedded("digits.npz")
     dataset = Dataset(
         name="digits",
         x=x,
@@ -42,7 +42,7 @@ def load_breast_cancer(options: BreastCancerOptions, seed: int) -> Dataset:
 
     Source: UCI Breast Cancer Wisconsin (Diagnostic), as in scikit-learn.
     """
-    x, y = _read("breast_cancer.npz")
+    x, y = read_embedded("breast_cancer.npz")
     dataset = split_test(
         Dataset(
             name="breast_cancer",
@@ -62,7 +62,8 @@ def load_breast_cancer(options: BreastCancerOptions, seed: int) -> Dataset:
     return replace(dataset, x=standard, test_x=test_x)
 
 
-def _read(name: str) -> tuple[AnyArray, AnyArray]:
+def read_embedded(name: str) -> tuple[AnyArray, AnyArray]:
+    """Return inputs and targets of a file in `assets/`, as they are there."""
     with (
         resources.files("fedopt.data").joinpath("assets", name).open("rb") as file,
         np.load(file, allow_pickle=False) as arrays,

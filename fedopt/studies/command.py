@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from fedopt.studies.catalogue import study_of
 from fedopt.studies.page import Checked, bill_of, check_claims, sections_of, write_study
 from fedopt.studies.results import Outcome, Results
 from fedopt.studies.runner import Record, Store, run_tasks
-from fedopt.studies.study import Arm
+from fedopt.studies.study import Arm, Study
 from fedopt.studies.tasks import Form, RunTask, Schedule, quick, whole, worst
 from fedopt.sweep.children import available_cores, check_jobs
 
@@ -61,7 +62,7 @@ class Reproduction:
                 {"claim": claim.text, "paper": claim.paper, **asdict(finding)}
                 for claim, finding in self.checked
             ],
-            "tables": {section.name: list(section.data) for section in self.tables[1:]},
+            "tables": {s.title: list(s.data) for s in self.tables if s.name != "claims"},
             "failed": self.failed,
             "run_dir": str(self.directory),
         }
@@ -97,9 +98,10 @@ def reproduce(
     if seeds is not None and (is_quick or seeds < 2):
         says = "--quick has its own" if is_quick else "an interval needs at least 2"
         raise ConfigError(f"got {seeds}; {says}", key="--seeds")
-    form = quick(study) if is_quick else whole(study, seeds)
     if study.needs is not None:
         study.needs()
+    study, left_out = _with_data(study, is_quick)
+    form = quick(study) if is_quick else whole(study, seeds)
     limit = check_jobs(jobs, available_cores())
     directory = out or default_directory("runs", ["reproduce", study.slug])
     _check_folder(directory, form)
@@ -107,69 +109,114 @@ def reproduce(
     lock = RunLock(directory)
     try:
         write_atomically(directory / NAME_FILE, to_json(_identity(form)).encode())
-        return _run(form, directory, limit, pages, stream)
+        return _reproduced(form, directory, limit, pages, stream, left_out)
     finally:
         lock.release()
 
 
-def _run(
-    form: Form, directory: Path, jobs: int, pages: Path | None, stream: TextIO | None
-) -> Reproduction:
-    store = Store(directory / "runs")
-    failed: dict[str, str] = {}
-    ended: dict[str, tuple[RunTask, Record]] = {}
+def _with_data(study: Study, is_quick: bool) -> tuple[Study, list[str]]:
+    """Return a study without the conditions whose data are not there, and why they are not.
 
-    def score(arm: Arm, runs: Sequence[RunTask]) -> float:
-        tuning = form.study.tuning
+    Raises:
+        ConfigError: no condition is left.
+    """
+    kept, left_out = [], []
+    for condition in study.conditions:
+        wanted = not is_quick or not study.quick.conditions
+        if condition.needs is None or not (wanted or condition.name in study.quick.conditions):
+            kept.append(condition)
+            continue
+        try:
+            condition.needs()
+        except ConfigError as error:
+            left_out.append(f"{condition.name} is left out: {error}")
+        else:
+            kept.append(condition)
+    if not kept:
+        raise ConfigError("; ".join(left_out), key="study")
+    return dataclasses.replace(study, conditions=tuple(kept)), left_out
+
+
+def _reproduced(
+    form: Form,
+    directory: Path,
+    jobs: int,
+    pages: Path | None,
+    stream: TextIO | None,
+    left_out: Sequence[str],
+) -> Reproduction:
+    """Run a study and what follows from it, and write down what came of them."""
+    store = Store(directory / "runs")
+    runs = _Runs(form, store, jobs, stream)
+    for line in left_out:
+        runs.watch.say(line)
+    results = runs.run()
+    checked = check_claims(results)
+    parts = [(results, checked)]
+    follow_up = form.study.follow_up
+    later = follow_up(results) if follow_up is not None else None
+    if later is not None:
+        after = _Runs(dataclasses.replace(form, study=later), store, jobs, stream)
+        parts.append((after.run(), ()))
+        runs.ended |= after.ended
+        runs.failed |= after.failed
+    seconds = math.fsum(record.seconds for _, record in runs.ended.values())
+    bill = bill_of(len(runs.ended), seconds)
+    files = write_study(parts, bill, directory, left_out)
+    if pages is not None:
+        write_study(parts, bill, pages, left_out)
+    tables = [section for part in parts for section in sections_of(*part)]
+    made = Reproduction(directory, results, checked, tables, files, bill, runs.failed)
+    write_atomically(directory / SUMMARY_FILE, to_json(made.summary).encode())
+    return made
+
+
+class _Runs:
+    """The runs of a form: which there are, how they ended."""
+
+    def __init__(self, form: Form, store: Store, jobs: int, stream: TextIO | None) -> None:
+        self._form, self._store, self._jobs = form, store, jobs
+        self.records: dict[str, Record] = {}
+        self.ended: dict[str, tuple[RunTask, Record]] = {}
+        self.failed: dict[str, str] = {}
+        self.schedule = Schedule(form, self._score)
+        self.watch = _Watch(self.schedule, jobs, stream)
+
+    def run(self) -> Results:
+        """Run what is not in the store, and return all of it.
+
+        Raises:
+            RunError: every run failed.
+            InterruptedRunError: Ctrl-C or SIGTERM.
+        """
+        self.watch.begin(self._form)
+        run_tasks(self._form, self.schedule, self._store, self._jobs, self._note)
+        outcomes = {
+            key: Outcome(task, self.ended[task.name][1], self._store.history(task))
+            for key, task in self.schedule.reported().items()
+            if task.name in self.ended and self.ended[task.name][1].status != "failed"
+        }
+        if not outcomes:
+            name, why = next(iter(self.failed.items()), ("none", "there is none"))
+            raise RunError(f"every run failed; the first, {name}: {why}")
+        return Results(self._form, outcomes, self.schedule.chosen, self.schedule.scores)
+
+    def _note(self, task: RunTask, record: Record, is_kept: bool) -> None:
+        self.ended[task.name] = task, record
+        if record.status == "failed":
+            self.failed[f"{task.label}, seed {task.seed}"] = record.error
+        self.watch.ended(task, record, is_kept)
+
+    def _score(self, arm: Arm, runs: Sequence[RunTask]) -> float:
+        """Return the mean of the tuning measure; the worst there is where a run has none."""
+        tuning = self._form.study.tuning
         assert tuning is not None
         values = []
         for task in runs:
-            record = ended[task.name][1]
-            value = tuning.by.of(store.history(task), arm) if record.status == "completed" else None
+            is_whole = self.ended[task.name][1].status == "completed"
+            value = tuning.by.of(self._store.history(task), arm) if is_whole else None
             values.append(worst(tuning.by.better) if value is None else value)
         return math.fsum(values) / len(values)
-
-    schedule = Schedule(form, score)
-    watch = _Watch(schedule, jobs, stream)
-    watch.begin(form)
-
-    def note(task: RunTask, record: Record, is_kept: bool) -> None:
-        if record.status == "failed":
-            failed[f"{task.label}, seed {task.seed}"] = record.error
-        watch.ended(task, record, is_kept)
-
-    class Noted:
-        """The schedule, with each run's record kept before what depends on it is decided."""
-
-        def next(self) -> RunTask | None:
-            return schedule.next()
-
-        def ended(self, task: RunTask) -> None:
-            record = store.record(task)
-            assert record is not None
-            ended[task.name] = task, record
-            schedule.ended(task)
-
-    run_tasks(form, Noted(), store, jobs, note)
-    outcomes = {
-        key: Outcome(task, ended[task.name][1], store.history(task))
-        for key, task in schedule.reported().items()
-        if task.name in ended and ended[task.name][1].status != "failed"
-    }
-    if not outcomes:
-        first = next(iter(failed.items()), ("", ""))
-        raise RunError(f"every run failed; the first, {first[0]}: {first[1]}")
-    results = Results(form, outcomes, schedule.chosen, schedule.scores)
-    checked = check_claims(results)
-    bill = bill_of(len(ended), math.fsum(record.seconds for _, record in ended.values()))
-    files = write_study(results, checked, bill, directory)
-    if pages is not None:
-        write_study(results, checked, bill, pages)
-    made = Reproduction(
-        directory, results, checked, sections_of(results, checked), files, bill, failed
-    )
-    write_atomically(directory / SUMMARY_FILE, to_json(made.summary).encode())
-    return made
 
 
 class _Watch:
@@ -187,7 +234,7 @@ class _Watch:
         if math.isfinite(took):
             wall = human_seconds(took / self._jobs)
             known = f"; about {wall} at {self._jobs} at once, as fast as where it was measured"
-        self._say(f"{form.study.name}: {self._schedule.total} runs{known}")
+        self.say(f"{form.study.name}: {self._schedule.total} runs{known}")
 
     def ended(self, task: RunTask, record: Record, is_kept: bool) -> None:
         """Say how a run ended."""
@@ -204,9 +251,10 @@ class _Watch:
             words += f"; about {human_seconds(each * (total - self._done))} left"
         if record.error:
             words += f": {record.error.splitlines()[0]}"
-        self._say(words)
+        self.say(words)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Write a line."""
         if self._stream is not None:
             self._stream.write(text + "\n")
             self._stream.flush()

@@ -40,20 +40,26 @@ def check_claims(results: Results) -> Checked:
     return [(claim, claim.check(results)) for claim in results.study.claims]
 
 
+Part = tuple[Results, Checked]
+"""A study's results with its claims; the first is the study itself, others follow from it."""
+
+
 def sections_of(results: Results, checked: Checked) -> list[Section]:
     """Return the tables: claims, then each measure by arm and condition."""
     tables = [_measure_section(results, measure) for measure in results.study.measures]
-    return [_claims_section(checked), *tables]
+    return [_claims_section(checked), *tables] if checked else tables
 
 
-def write_study(results: Results, checked: Checked, bill: str, directory: Path) -> list[Path]:
+def write_study(
+    parts: Sequence[Part], bill: str, directory: Path, left_out: Sequence[str] = ()
+) -> list[Path]:
     """Write the page, its tables and its figures; each file in one step.
 
     Args:
-        results: of the study.
-        checked: its claims.
+        parts: the study, then what follows from it.
         bill: what the runs cost, a sentence.
         directory: where to; made if need be.
+        left_out: what was not run, and why.
 
     Returns:
         The files.
@@ -61,25 +67,31 @@ def write_study(results: Results, checked: Checked, bill: str, directory: Path) 
     Raises:
         RunError: one cannot be written.
     """
-    name = results.study.slug
     directory.mkdir(parents=True, exist_ok=True)
-    frames = {
-        "results.csv": pd.DataFrame(_result_rows(results)),
-        "tuning.csv": pd.DataFrame(_tuning_rows(results)),
-        "claims.csv": pd.DataFrame(_claim_rows(checked)),
-    }
-    files = []
-    for drawing in results.study.drawings:
-        plot = _figure(results, drawing)
-        if plot is not None:
-            files += plot.save(directory / f"{drawing.name}.png", with_data=True)
-    shown = [d for d in results.study.drawings if (directory / f"{d.name}.png") in files]
-    texts = {
-        file: frame.to_csv(index=False, quoting=csv.QUOTE_MINIMAL)
-        for file, frame in frames.items()
-        if len(frame)
-    }
-    texts[f"{name}.md"] = _page(results, checked, bill, shown, list(texts))
+    files: list[Path] = []
+    texts: dict[str, str] = {}
+    shown: list[list[Drawing]] = []
+    for number, (results, checked) in enumerate(parts):
+        behind = "" if number == 0 else "_after"
+        frames = {
+            f"results{behind}.csv": pd.DataFrame(_result_rows(results)),
+            f"tuning{behind}.csv": pd.DataFrame(_tuning_rows(results)),
+            f"claims{behind}.csv": pd.DataFrame(_claim_rows(checked)),
+        }
+        texts |= {
+            file: frame.to_csv(index=False, quoting=csv.QUOTE_MINIMAL)
+            for file, frame in frames.items()
+            if len(frame)
+        }
+        drawn = []
+        for drawing in results.study.drawings:
+            plot = _figure(results, drawing)
+            if plot is not None:
+                files += plot.save(directory / f"{drawing.name}.png", with_data=True)
+                drawn.append(drawing)
+        shown.append(drawn)
+    tables = list(texts)
+    texts[f"{parts[0][0].study.slug}.md"] = _page(parts, bill, shown, tables, left_out)
     for file, text in texts.items():
         try:
             write_atomically(directory / file, text.encode())
@@ -232,24 +244,34 @@ def _is_measured(frame: pd.DataFrame, metric: str) -> bool:
 
 
 def _page(
-    results: Results,
-    checked: Checked,
+    parts: Sequence[Part],
     bill: str,
-    drawings: Sequence[Drawing],
+    shown: Sequence[Sequence[Drawing]],
     tables: Sequence[str],
+    left_out: Sequence[str],
 ) -> str:
     """Return the page as Markdown; links lead into the folder that it lies in."""
+    (results, checked), later = parts[0], parts[1:]
     study = results.study
     out = io.StringIO()
 
     def say(text: str = "") -> None:
         out.write(text + "\n")
 
+    def show(results: Results, drawings: Sequence[Drawing]) -> None:
+        for measure in results.study.measures:
+            say(_measure_section(results, measure).markdown())
+        for drawing in drawings:
+            say(f"![{drawing.caption}]({drawing.name}.png)\n")
+            say(f"{drawing.caption}. [Data]({drawing.name}.csv).\n")
+
     say(f"# {study.title}\n")
     say(f"Source: {study.source}.\n")
     say(study.question.strip() + "\n")
     if results.form.is_quick:
         say("This is the quick form: fewer rounds and seeds. It shows that the study works.\n")
+    # Minutes to hours: not run by the tests of the documentation.
+    say("<!-- not run: the full form takes long; tests/studies runs the quick one -->")
     say("```sh")
     say(f"fedopt reproduce {study.name}{' --quick' if results.form.is_quick else ''}")
     say("```\n")
@@ -258,14 +280,14 @@ def _page(
         say(study.reading.strip() + "\n")
     say(_claims_section(checked).markdown())
     say("## What is not as in the paper\n")
-    for point in study.differs:
+    for point in (*study.differs, *(f"{line}." for line in left_out)):
         say(f"- {point}")
     say("\n## Results\n")
-    for measure in study.measures:
-        say(_measure_section(results, measure).markdown())
-    for drawing in drawings:
-        say(f"![{drawing.caption}]({drawing.name}.png)\n")
-        say(f"{drawing.caption}. [Data]({drawing.name}.csv).\n")
+    show(results, shown[0])
+    for (after, _), drawings in zip(later, shown[1:], strict=True):
+        say("## What follows from it\n")
+        show(after, drawings)
+        say(_words_table(after))
     if any(len(point) for point in results.chosen.values()):
         say("## What was chosen\n")
         say(_chosen_table(results))

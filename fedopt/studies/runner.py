@@ -116,7 +116,7 @@ def run_tasks(
         source: which there are.
         store: where they are kept.
         jobs: processes; None: one a core.
-        ended: is told of each run, and whether it was there before.
+        ended: is told of each run, and whether it was there before; before the source is.
 
     Raises:
         ConfigError: more jobs than cores.
@@ -134,8 +134,8 @@ def run_tasks(
                 if (idle is not None or len(workers) < limit) and (task := source.next()):
                     record = store.record(task)
                     if record is not None and record.status != "failed":
-                        source.ended(task)
                         ended(task, record, True)
+                        source.ended(task)
                         continue
                     if idle is None:
                         idle = _Worker(form)
@@ -153,8 +153,8 @@ def run_tasks(
                     if not worker.is_alive():
                         workers.remove(worker)
                     store.put(task, record, history)
-                    source.ended(task)
                     ended(task, record, False)
+                    source.ended(task)
         finally:
             for worker in workers:
                 worker.stop()
@@ -236,7 +236,8 @@ def perform(form: Form, task: RunTask) -> tuple[Record, pd.DataFrame | None]:
     from fedopt import __version__, simulate
 
     began = time.process_time()
-    kept: dict[str, Any] = {} if form.study.maker is None else form.study.maker(task.seed)
+    condition = next(c for c in form.study.conditions if c.name == task.condition)
+    kept: dict[str, Any] = {} if condition.maker is None else condition.maker(task.seed)
     status, error, digest, history = "completed", "", "", None
     try:
         run = simulate(form.config(task.words, task.seed), **kept)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Words = tuple[str, ...]
 """Words `key=value`, as on the command line of `fedopt run`."""
 
+Maker = Callable[[int], dict[str, Any]]
+"""From a seed to keywords of `fedopt.simulate`: data, model or loss in memory."""
+
 VERDICTS = ("holds", "does not hold", "not shown")
 Verdict = Literal["holds", "does not hold", "not shown"]
 
@@ -32,10 +35,14 @@ class Condition:
     Args:
         name: for people.
         words: that set it.
+        maker: makes data, model or loss in memory, which its runs need.
+        needs: raises ConfigError where its data are not there: it is left out then, which is said.
     """
 
     name: str
     words: Words = ()
+    maker: Maker | None = None
+    needs: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,10 +191,6 @@ class Quick:
     tuning: Tuning | None = None
 
 
-Maker = Callable[[int], dict[str, Any]]
-"""From a seed to keywords of `fedopt.simulate`: data, model or loss in memory."""
-
-
 @dataclass(frozen=True)
 class Study:
     """A question, and how it is asked.
@@ -209,9 +212,10 @@ class Study:
         drawings: its figures.
         seconds: processor time of all runs when the committed results were made, in full and in
             quick form.
-        maker: objects in memory that the runs need.
         needs: raises ConfigError where data that the study needs is not there.
         reading: what the results mean, a paragraph of Markdown for the page.
+        follow_up: from the results to a study of what they turned up, such as an ablation of the
+            best arm; None: there is none.
     """
 
     name: str
@@ -229,9 +233,9 @@ class Study:
     tuning: Tuning | None = None
     drawings: tuple[Drawing, ...] = ()
     seconds: tuple[float, float] = (math.nan, math.nan)
-    maker: Maker | None = None
     needs: Callable[[], None] | None = None
     reading: str = ""
+    follow_up: Callable[[Results], Study | None] | None = None
 
     @property
     def slug(self) -> str:

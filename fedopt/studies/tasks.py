@@ -28,6 +28,7 @@ class RunTask:
 
     Args:
         study: name of the study.
+        condition: name of its condition.
         words: of the run, after the study's base.
         seed: of the run.
         label: for people.
@@ -36,6 +37,7 @@ class RunTask:
     """
 
     study: str
+    condition: str
     words: Words
     seed: int
     label: str
@@ -82,10 +84,14 @@ class Form:
         """Return a run of an arm with one of its alternatives."""
         words = (*condition.words, *arm.words, *point, *self.words, *extra)
         config = self.config(words, seed)
-        facts = json.dumps([self.study.name, config.dump()], sort_keys=True, default=str)
+        # What is made in memory is known by the condition's name alone.
+        made = condition.name if condition.maker is not None else ""
+        facts = json.dumps([self.study.name, made, config.dump()], sort_keys=True, default=str)
         label = " ".join(part for part in (condition.name, arm.name, *point) if part)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        return RunTask(self.study.name, words, seed, label, digest, config.run.rounds)
+        return RunTask(
+            self.study.name, condition.name, words, seed, label, digest, config.run.rounds
+        )
 
 
 def whole(study: Study, seeds: int | None = None) -> Form:

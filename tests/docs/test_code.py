@@ -42,8 +42,8 @@ QUICK = {
 }
 ONCE = ("sweep", "ablate")  # take a key once
 STARTS = ("up", "status", "submit", "stop", "down", "logs")
-"""Commands of `fedopt deploy` that need running processes: on the page `README.md` they are run,
-elsewhere their words are checked; tests/deployment runs them all."""
+"""Commands of `fedopt deploy` that need running processes: their words are checked here, and
+tests/deployment/test_processes.py runs them."""
 _FILE = re.compile(r"# (\w+\.py)\n")
 
 NOT_RUN = {
@@ -186,7 +186,7 @@ def _check_words(page: Path, block: Block, command: list[str]) -> None:
 
 def _run_command(page: Path, block: Block, command: list[str]) -> None:
     subcommand, *words = command
-    if subcommand == "deploy" and words[0] in STARTS and page.name != "README.md":
+    if subcommand == "deploy" and words[0] in STARTS:
         _check_words(page, block, command)
         return
     extra = QUICK.get(subcommand, [])

@@ -128,7 +128,14 @@ def test_help_shows_an_example_that_the_command_takes(name: str, tmp_path: Path)
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
-@pytest.mark.parametrize("name", [name for name in commands() if name in USES])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive) if name in ("ablate", "search") else name
+        for name in commands()
+        if name in USES
+    ],
+)
 def test_piped_output_has_no_control_codes_and_json_is_json_alone(name: str, runs: Path) -> None:
     words = words_of(name, runs)
     has_json = any("--json" in parameter.opts for parameter in commands()[name].params)

@@ -11,6 +11,14 @@ from fedopt.studies.study import Study
 MODULES = {
     "fedprox-synthetic": "fedprox_synthetic",
     "scaffold-similarity": "scaffold_similarity",
+    "scaffold-quadratics": "scaffold_quadratics",
+    "fedavg-mnist": "fedavg_mnist",
+    "fedopt-adaptive": "fedopt_adaptive",
+    "flat-minima": "flat_minima",
+    "feddyn": "feddyn",
+    "niid-bench": "niid_bench",
+    "personalisation": "personalisation",
+    "combination": "combination",
 }
 """Name of a study -> its module."""
 

@@ -1,0 +1,174 @@
+"""Flat minima in federated learning: SAM on the clients, averaging on the server."""
+
+from __future__ import annotations
+
+from fedopt.studies.data import needs_fashion_mnist
+from fedopt.studies.results import Results, all_of, better_by_interval
+from fedopt.studies.study import (
+    Arm,
+    Claim,
+    Condition,
+    Drawing,
+    Finding,
+    Measure,
+    Quick,
+    Study,
+    Tuning,
+    Words,
+    deviation_over,
+    final,
+    mean_over,
+)
+
+BASE = """\
+rounds = 400
+clients_per_round = 5
+
+[data]
+name = "fashion_mnist"
+
+[partition]
+name = "shards"
+clients = 100
+shards_per_client = 1
+
+[model]
+name = "mlp"
+hidden = [100]
+
+[local]
+epochs = 1.0
+batch_size = 64
+
+[local.optimizer]
+name = "sgd"
+lr = 0.03
+
+[evaluation]
+every = 2
+sharpness_every = 400
+
+[checkpoint]
+every = 0
+"""
+
+ONE = "one label a client"
+SOME = "Dirichlet 0.1"
+LATE = mean_over("test_accuracy", 0.9, 1.0, "test accuracy, last tenth")
+RESTLESS = deviation_over("test_accuracy", 0.75, "deviation of the accuracy, last quarter")
+ECE = Measure(
+    "final ECE",
+    "lower",
+    lambda history, arm: _last(history, arm.column("test_ece")),
+)
+SHARPNESS = Measure(
+    "largest eigenvalue of the Hessian",
+    "lower",
+    lambda history, arm: _last(history, arm.column("test_sharpness")),
+    ".2f",
+)
+FINAL_LOSS = final("test_loss", "final test loss")
+CYCLE = (
+    "local.schedule=swa_cyclic",
+    "local.schedule.cycle=5",
+    "server.swa.start=0.75",
+    "server.swa.every=5",
+)
+RHOS: tuple[Words, ...] = tuple((f"local.sam.rho={rho}",) for rho in (0.02, 0.05, 0.1))
+ADAPTIVE_RHOS: tuple[Words, ...] = tuple((f"local.sam.rho={rho}",) for rho in (0.2, 0.5, 1.0))
+
+
+def _last(history: object, column: str) -> float | None:
+    import pandas as pd
+
+    assert isinstance(history, pd.DataFrame)
+    if column not in history:
+        return None
+    known = history[column].dropna()
+    return float(known.iloc[-1]) if len(known) else None
+
+
+def swa_helps(results: Results, measure: str) -> Finding:
+    """Check that the averaged model is better than the last one."""
+    return all_of(
+        [
+            (condition, better_by_interval(results, condition, "FedAvg + SWA", "FedAvg", measure))
+            for condition in results.conditions("FedAvg + SWA", "FedAvg")
+        ]
+    )
+
+
+def sam_helps(results: Results, measure: str) -> Finding:
+    """Check that SAM or ASAM is better than plain local steps."""
+    findings = []
+    for condition in results.conditions("FedAvg", "FedSAM", "FedASAM"):
+        for arm in ("FedSAM", "FedASAM"):
+            found = better_by_interval(results, condition, arm, "FedAvg", measure)
+            findings.append((f"{condition}, {arm}", found))
+    return all_of(findings)
+
+
+STUDY = Study(
+    name="flat-minima",
+    title="Seeking flat minima",
+    source="Caldarola et al. 2022, Improving Generalization in Federated Learning by Seeking Flat "
+    "Minima, tables 1 to 3",
+    question="""
+Where every client has one label, the server's accuracy jumps from round to round. Does it help to
+look for flat minima: SAM or ASAM in the clients' steps, and the mean of the server's last models
+(SWA) with a cyclic rate?
+""",
+    differs=(
+        "Fashion-MNIST and one hidden layer of 100 in place of CIFAR and a CNN; 400 rounds "
+        "in place of "
+        "10,000 and more.",
+        "The smallest split is one label a client (alpha = 0 there), the other Dirichlet(0.1).",
+        "Sharpness is the largest eigenvalue of the Hessian of the test loss.",
+    ),
+    base=BASE,
+    conditions=(
+        Condition(ONE),
+        Condition(SOME, ("partition=dirichlet", "partition.clients=100", "partition.alpha=0.1")),
+    ),
+    arms=(
+        Arm("FedAvg"),
+        Arm("FedSAM", (), RHOS),
+        Arm("FedASAM", ("local.sam.adaptive=true",), ADAPTIVE_RHOS),
+        Arm("FedAvg + SWA", CYCLE, is_averaged=True),
+        Arm("FedASAM + SWA", ("local.sam.adaptive=true", *CYCLE), ADAPTIVE_RHOS, is_averaged=True),
+    ),
+    measures=(LATE, RESTLESS, FINAL_LOSS, ECE, SHARPNESS),
+    seeds=(0, 1, 2, 3, 4),
+    claims=(
+        Claim(
+            "Server SWA is more accurate than the last model",
+            lambda r: swa_helps(r, LATE.name),
+            paper="table 1",
+        ),
+        Claim(
+            "Server SWA steadies the accuracy from round to round",
+            lambda r: swa_helps(r, RESTLESS.name),
+            paper="figure 3",
+            is_robust=True,
+        ),
+        Claim(
+            "SAM and ASAM are more accurate than plain local steps",
+            lambda r: sam_helps(r, LATE.name),
+            paper="table 1",
+        ),
+        Claim(
+            "SAM and ASAM end where the loss is flatter",
+            lambda r: sam_helps(r, SHARPNESS.name),
+            paper="table 3",
+        ),
+    ),
+    tuning=Tuning(LATE, seeds=(1000,)),
+    drawings=(Drawing("accuracy", "test_accuracy", "Test accuracy"),),
+    quick=Quick(
+        words=("rounds=120", "evaluation.sharpness_every=0"),
+        seeds=(0, 1, 2),
+        conditions=(ONE,),
+        arms=("FedAvg", "FedAvg + SWA"),
+    ),
+    needs=needs_fashion_mnist,
+)
