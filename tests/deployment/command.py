@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import zygote
+
 FEDOPT = [sys.executable, "-m", "fedopt"]
 
 
@@ -26,7 +28,10 @@ def execute(folder: Path, *words: object, check: bool = True, timeout: float = 4
 
 def fedopt(folder: Path, *words: object, check: bool = True):
     """Run `fedopt` with some arguments in a folder to its end."""
-    return execute(folder, *FEDOPT, *words, check=check)
+    done = zygote.fedopt(folder, list(map(str, words)))
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
 def contents(folder: Path) -> dict[str, bytes]:

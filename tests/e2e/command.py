@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import zygote
+
 COMMAND = [sys.executable, "-m", "fedopt"]
 
 TINY = [
@@ -59,7 +61,7 @@ def execute(command: list[str], folder: Path, **environ: str) -> Result:
 
 def fedopt(folder: Path, *arguments: str) -> Result:
     """Run `fedopt` with some arguments in a folder to its end."""
-    return execute([*COMMAND, *arguments], folder)
+    return Result(*zygote.fedopt(folder, arguments, environment()))
 
 
 def python(folder: Path, program: str) -> Result:
