@@ -189,20 +189,22 @@ def test_what_cannot_run_is_refused_before_anything_is_sent(folder, words, says)
 
 def node(folder, seconds=180):
     """Start a client in a folder; return what it said within some seconds, and its exit code."""
-    process = subprocess.Popen(
-        [*FEDOPT, "deploy", "node", str(folder), "--port", str(free_port())],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    # A file, not a pipe: Flower's helper process holds it until its parent has been waited for.
+    log = folder / "node.log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(
+            [*FEDOPT, "deploy", "node", str(folder), "--port", str(free_port())],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
-        out, _ = process.communicate(timeout=seconds)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        out, _ = process.communicate()
-        return out, None
-    return out, process.returncode
+        process.wait()
+        return log.read_text(), None
+    return log.read_text(), process.returncode
 
 
 def copied(deployment, tmp_path):

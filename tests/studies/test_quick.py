@@ -12,7 +12,17 @@ from fedopt.studies.command import reproduce
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", MODULES)
+ALWAYS = ("fedprox-synthetic", "scaffold-similarity", "scaffold-quadratics")
+"""Studies that every run of the tests tries; `make test-all` tries all."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ALWAYS else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in MODULES
+    ],
+)
 def test_the_quick_form_shows_what_is_robust(name, tmp_path):
     study = study_of(name)
     if study.needs is not None:
