@@ -32,7 +32,7 @@ FIRST = (
     "tests/deployment/test_deployed.py",
     "tests/test_kills_and_soak.py",
     "tests/e2e/test_flower.py",
-    "tests/studies",
+    "tests/reproduce",
     "tests/e2e",
     "tests/server/test_second_order.py",
     "tests/search",

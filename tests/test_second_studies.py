@@ -71,7 +71,6 @@ def test_curvature_needs_fewer_rounds_where_scales_are_spread(
     folder = FOLDER / "second_order"
     for path in (FOLDER, folder):
         monkeypatch.syspath_prepend(str(path))
-    monkeypatch.delitem(sys.modules, "studies", raising=False)  # that of these tests
     known = set(sys.modules)
     studies = importlib.import_module("studies")
     try:

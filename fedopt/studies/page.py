@@ -271,7 +271,7 @@ def _page(
     if results.form.is_quick:
         say("This is the quick form: fewer rounds and seeds. It shows that the study works.\n")
     # Minutes to hours: not run by the tests of the documentation.
-    say("<!-- not run: the full form takes long; tests/studies runs the quick one -->")
+    say("<!-- not run: the full form takes long; tests/reproduce runs the quick one -->")
     say("```sh")
     say(f"fedopt reproduce {study.name}{' --quick' if results.form.is_quick else ''}")
     say("```\n")
