@@ -76,9 +76,12 @@ CHROMIUM_FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Return headless Chromium, driven by Playwright; skip where either is missing."""
+    """Return headless Chromium, driven by Playwright; skip where either is missing.
+
+    Of a module: while it is open an event loop runs, and other tests have one of their own.
+    """
     driver = pytest.importorskip(
         "playwright.sync_api", reason="Playwright is not installed (extra test)"
     )
