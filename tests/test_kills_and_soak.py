@@ -32,7 +32,7 @@ def execute(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("scaffold", "fedbuff") else pytest.param(name, marks=EXHAUSTIVE)
+        name if name == "scaffold" else pytest.param(name, marks=EXHAUSTIVE)
         for name in kills.STRATEGIES
     ],
 )

@@ -52,7 +52,11 @@ def summary(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGKILL],
+    ids=lambda n: n.name,
+)
 def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:

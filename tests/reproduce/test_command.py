@@ -114,7 +114,9 @@ def test_the_same_call_runs_nothing_again(folder, made):
     assert before == {p.name: p.stat().st_mtime_ns for p in (folder / "whole" / "runs").iterdir()}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
 def test_a_killed_study_goes_on_to_the_same_numbers(folder, made, number):
     name = f"ended-{number.name}"
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from fedopt.studies.command import reproduce
 pytestmark = pytest.mark.slow
 
 
-ALWAYS = ("fedprox-synthetic", "scaffold-similarity", "scaffold-quadratics")
+ALWAYS = ("fedprox-synthetic", "scaffold-quadratics")
 """Studies that every run of the tests tries; `make test-all` tries all."""
 
 

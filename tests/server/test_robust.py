@@ -456,7 +456,7 @@ def test_krum_says_when_too_few_updates_arrive() -> None:
 
 
 @pytest.mark.parametrize("engine", ["inline", "ray"])
-@pytest.mark.parametrize("strategy", ["median", "rfa"])
+@pytest.mark.parametrize("strategy", ["median", pytest.param("rfa", marks=pytest.mark.exhaustive)])
 def test_changes_through_a_file_are_those_of_the_replies(
     strategy: str, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,7 +164,7 @@ def test_engines_agree_in_whole_runs(tables: dict[str, Any]) -> None:
     torch.testing.assert_close(vector(one), vector(other), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("state", ["reset", "average"])
+@pytest.mark.parametrize("state", ["reset", pytest.param("average", marks=pytest.mark.exhaustive)])
 def test_workers_do_not_change_a_bit(state: str) -> None:
     tables: dict[str, Any] = {
         "rounds": 2,

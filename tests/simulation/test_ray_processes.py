@@ -75,9 +75,9 @@ print(json.dumps({
 @pytest.mark.parametrize(
     ("ending", "raised"),
     [
-        ("client", "ClientError"),
+        pytest.param("client", "ClientError", marks=pytest.mark.exhaustive),
         ("interrupt", "InterruptedRunError"),
-        ("workers", "KeyboardInterrupt"),
+        pytest.param("workers", "KeyboardInterrupt", marks=pytest.mark.exhaustive),
         ("start", "KeyboardInterrupt"),
     ],
 )

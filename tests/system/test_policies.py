@@ -84,7 +84,7 @@ def test_policies_that_cut_nothing_are_synchronous(policy: Any) -> None:
     [
         pytest.param({"policy": {"name": "deadline", "seconds": 0.3}}, marks=EXHAUSTIVE),
         pytest.param({"policy": {"name": "fedbuff", "buffer": 3}}, marks=EXHAUSTIVE),
-        {"policy": "fedasync"},
+        pytest.param({"policy": "fedasync"}, marks=EXHAUSTIVE),
         {
             "policy": {"name": "fedbuff", "buffer": 3},
             "system": {**DEVICES, "failures": {"during": 0.2}},
