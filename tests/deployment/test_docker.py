@@ -148,7 +148,6 @@ def test_no_container_runs_as_root_or_can_write_its_image(folder):
         assert done.returncode != 0
 
 
-@long
 def test_images_hold_no_key_and_no_compiler(folder):
     look = (
         "for c in gcc cc g++ make pip; do command -v $c; done; "
@@ -162,7 +161,6 @@ def test_images_hold_no_key_and_no_compiler(folder):
         assert "PRIVATE KEY" not in history
 
 
-@long
 def test_no_private_key_is_readable_by_others_or_in_a_log(folder, undisturbed):
     root = folder / "deployment"
     keys = [root / "ca" / "ca.key", root / "server" / "server.key"]
