@@ -236,7 +236,6 @@ def test_a_killed_superlink_is_gone_on_from(folder, undisturbed):
     assert json.loads(again.stdout)["model_sha256"] == summary["model_sha256"]
 
 
-@long
 def test_clients_reach_nothing_but_the_gateway(folder):
     probe = (
         "import ssl, urllib.request as u\n"
@@ -251,7 +250,6 @@ def test_clients_reach_nothing_but_the_gateway(folder):
     assert done.stdout.split() == ["403", "unreachable"]
 
 
-@long
 def test_results_are_served_read_only(folder, undisturbed):
     import urllib.request
 
