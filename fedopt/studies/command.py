@@ -17,10 +17,10 @@ from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError
 from fedopt.run_lock import RunLock
 from fedopt.studies.catalogue import study_of
-from fedopt.studies.page import Checked, bill_of, check_claims, sections_of, write_study
+from fedopt.studies.page import Checked, bill_of, check_claims, copy_files, sections_of, write_study
 from fedopt.studies.results import Outcome, Results
 from fedopt.studies.runner import Record, Store, run_tasks
-from fedopt.studies.study import Arm, Study
+from fedopt.studies.study import Arm
 from fedopt.studies.tasks import Form, RunTask, Schedule, quick, whole, worst
 from fedopt.sweep.children import available_cores, check_jobs
 
@@ -100,8 +100,7 @@ def reproduce(
         raise ConfigError(f"got {seeds}; {says}", key="--seeds")
     if study.needs is not None:
         study.needs()
-    study, left_out = _with_data(study, is_quick)
-    form = quick(study) if is_quick else whole(study, seeds)
+    form, left_out = _with_data(quick(study) if is_quick else whole(study, seeds))
     limit = check_jobs(jobs, available_cores())
     directory = out or default_directory("runs", ["reproduce", study.slug])
     _check_folder(directory, form)
@@ -114,27 +113,24 @@ def reproduce(
         lock.release()
 
 
-def _with_data(study: Study, is_quick: bool) -> tuple[Study, list[str]]:
-    """Return a study without the conditions whose data are not there, and why they are not.
+def _with_data(form: Form) -> tuple[Form, list[str]]:
+    """Return a form without the conditions whose data are not there, and why they are not.
 
     Raises:
         ConfigError: no condition is left.
     """
     kept, left_out = [], []
-    for condition in study.conditions:
-        wanted = not is_quick or not study.quick.conditions
-        if condition.needs is None or not (wanted or condition.name in study.quick.conditions):
-            kept.append(condition)
-            continue
+    for condition in form.study.conditions:
         try:
-            condition.needs()
+            if condition.needs is not None:
+                condition.needs()
+            kept.append(condition)
         except ConfigError as error:
             left_out.append(f"{condition.name} is left out: {error}")
-        else:
-            kept.append(condition)
     if not kept:
         raise ConfigError("; ".join(left_out), key="study")
-    return dataclasses.replace(study, conditions=tuple(kept)), left_out
+    study = dataclasses.replace(form.study, conditions=tuple(kept))
+    return dataclasses.replace(form, study=study), left_out
 
 
 def _reproduced(
@@ -164,7 +160,7 @@ def _reproduced(
     bill = bill_of(len(runs.ended), seconds)
     files = write_study(parts, bill, directory, left_out)
     if pages is not None:
-        write_study(parts, bill, pages, left_out)
+        copy_files(files, pages)
     tables = [section for part in parts for section in sections_of(*part)]
     made = Reproduction(directory, results, checked, tables, files, bill, runs.failed)
     write_atomically(directory / SUMMARY_FILE, to_json(made.summary).encode())
@@ -176,7 +172,6 @@ class _Runs:
 
     def __init__(self, form: Form, store: Store, jobs: int, stream: TextIO | None) -> None:
         self._form, self._store, self._jobs = form, store, jobs
-        self.records: dict[str, Record] = {}
         self.ended: dict[str, tuple[RunTask, Record]] = {}
         self.failed: dict[str, str] = {}
         self.schedule = Schedule(form, self._score)
@@ -193,7 +188,7 @@ class _Runs:
         run_tasks(self._form, self.schedule, self._store, self._jobs, self._note)
         outcomes = {
             key: Outcome(task, self.ended[task.name][1], self._store.history(task))
-            for key, task in self.schedule.reported().items()
+            for key, task in self.schedule.reported.items()
             if task.name in self.ended and self.ended[task.name][1].status != "failed"
         }
         if not outcomes:

@@ -2,8 +2,8 @@
 
 results.csv   a line a run that counts: its numbers
 tuning.csv    a line an alternative that was tried: its score
-curves.csv    per figure, what it shows
 claims.csv    a line a claim
+*.png, *.csv  the figures, and what each shows
 NAME.md       the page
 """
 
@@ -93,12 +93,27 @@ def write_study(
     tables = list(texts)
     texts[f"{parts[0][0].study.slug}.md"] = _page(parts, bill, shown, tables, left_out)
     for file, text in texts.items():
-        try:
-            write_atomically(directory / file, text.encode())
-        except OSError as error:
-            raise unwritable(directory / file, error) from error
         files.append(directory / file)
+        _write(files[-1], text.encode())
     return files
+
+
+def copy_files(files: Sequence[Path], directory: Path) -> None:
+    """Copy files into a folder, which is made if need be; each in one step.
+
+    Raises:
+        RunError: one cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        _write(directory / file.name, file.read_bytes())
+
+
+def _write(path: Path, payload: bytes) -> None:
+    try:
+        write_atomically(path, payload)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -208,12 +223,8 @@ def _figure(results: Results, drawing: Drawing) -> Plot | None:
         for arm in arms:
             if not results.has(condition.name, arm.name):
                 continue
-            frames = [
-                _shown(
-                    results.outcomes[condition.name, arm.name, seed].history, arm, drawing.metric
-                )
-                for seed in study.seeds
-            ]
+            outcomes = [results.outcomes[condition.name, arm.name, s] for s in study.seeds]
+            frames = [arm.shown(outcome.history, drawing.metric) for outcome in outcomes]
             if all(_is_measured(frame, drawing.metric) for frame in frames):
                 runs = tuple(StoredRun(arm.name, frame, {}, None) for frame in frames)
                 groups.append(Group(arm.name, runs, is_counted=False))
@@ -227,13 +238,6 @@ def _figure(results: Results, drawing: Drawing) -> Plot | None:
     n = len(study.seeds)
     notes = f"mean over {n} seeds with a 95 % band" if n > 1 else ""
     return panel_plot(panels, drawing.x, notes=notes)
-
-
-def _shown(history: pd.DataFrame, arm: Any, metric: str) -> pd.DataFrame:
-    column = arm.column(metric)
-    if column == metric or column not in history:
-        return history
-    return history.assign(**{metric: history[column]})
 
 
 def _is_measured(frame: pd.DataFrame, metric: str) -> bool:
@@ -313,14 +317,14 @@ def _chosen_table(results: Results) -> str:
     study = results.study
     lines = ["| condition | arm | chosen | score |", "| :-- | :-- | :-- | --: |"]
     for (condition, arm), point in results.chosen.items():
-        if point or len(study.arms) > 1:
-            rungs = [r for c, a, r in results.scores if (c, a) == (condition, arm)]
-            score = ""
-            if rungs:
-                value = results.scores[condition, arm, max(rungs)].get(point, math.nan)
-                score = format(value, study.tuning.by.form) if study.tuning else ""
-            if point:
-                lines.append(f"| {condition} | {arm} | `{' '.join(point)}` | {score} |")
+        if not point:
+            continue
+        rungs = [r for c, a, r in results.scores if (c, a) == (condition, arm)]
+        score = ""
+        if rungs and study.tuning:
+            value = results.scores[condition, arm, max(rungs)].get(point, math.nan)
+            score = format(value, study.tuning.by.form)
+        lines.append(f"| {condition} | {arm} | `{' '.join(point)}` | {score} |")
     by = f"\nScore: {study.tuning.by.name}, mean over the tuning seeds.\n" if study.tuning else ""
     return "\n".join(lines) + "\n" + by
 
@@ -350,6 +354,3 @@ def _versions() -> str:
 def bill_of(runs: int, seconds: float) -> str:
     """Return what runs cost as a sentence."""
     return f"{runs} runs took {human_seconds(seconds)} of processor time."
-
-
-__all__ = ["bill_of", "check_claims", "sections_of", "write_study"]

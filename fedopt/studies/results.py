@@ -76,7 +76,7 @@ class Results:
         A run that diverged has the worst value there is: infinity of what is better lower.
         """
         outcome = self.outcomes[condition, arm, seed]
-        wanted = self._measure(measure)
+        wanted = self.measure(measure)
         if outcome.is_diverged:
             return None if wanted.missing == "not reached" else worst(wanted.better)
         value = wanted.of(outcome.history, self._arm(arm))
@@ -91,6 +91,13 @@ class Results:
         values = self.values(condition, arm, measure)
         known = [v for v in values if v is not None and math.isfinite(v)]
         return mean_interval(known) if values and len(known) == len(values) else None
+
+    def means(self, condition: str, arms: Sequence[str], measure: str) -> dict[str, float]:
+        """Return the means of those arms that were run and have one; see `mean`."""
+        found = {
+            arm: self.mean(condition, arm, measure) for arm in arms if self.has(condition, arm)
+        }
+        return {arm: mean.mean for arm, mean in found.items() if mean is not None}
 
     def pairs(self, condition: str, arm: str, other: str, measure: str) -> PairedInterval | None:
         """Return the mean difference to another arm in pairs of equal seed.
@@ -120,7 +127,8 @@ class Results:
         half = "" if mean.half is None else f" ± {format(mean.half, measure.form)}"
         return f"{format(mean.mean, measure.form)}{half}"
 
-    def _measure(self, name: str) -> Measure:
+    def measure(self, name: str) -> Measure:
+        """Return a measure by its name."""
         return next(m for m in self.study.measures if m.name == name)
 
     def _arm(self, name: str) -> Arm:
@@ -129,6 +137,19 @@ class Results:
 
 # Checks that claims share -----------------------------------------------------------------------
 
+NOT_RUN = Finding("not shown", "no such runs")
+"""What is said of a claim none of whose runs were made."""
+
+
+def decided(holds: bool, here: str) -> Finding:
+    """Return a finding that is decided.
+
+    Args:
+        holds: whether the claim holds.
+        here: the numbers that say so.
+    """
+    return Finding("holds" if holds else "does not hold", here)
+
 
 def better_on_every_seed(
     results: Results, condition: str, arm: str, other: str, measure: str
@@ -136,21 +157,19 @@ def better_on_every_seed(
     """Return whether an arm is better than another on every seed."""
     if not results.has(condition, arm, other):
         return absent(condition, arm, other)
-    sign = -1.0 if results._measure(measure).better == "lower" else 1.0
-    pairs = list(
-        zip(
-            results.values(condition, arm, measure),
-            results.values(condition, other, measure),
-            strict=True,
-        )
-    )
+    mine, theirs = (results.values(condition, a, measure) for a in (arm, other))
+    return seed_by_seed(mine, theirs, results.measure(measure))
+
+
+def seed_by_seed(
+    mine: Sequence[float | None], theirs: Sequence[float | None], measure: Measure
+) -> Finding:
+    """Return whether numbers are better than others, each than that of its seed."""
+    sign = -1.0 if measure.better == "lower" else 1.0
+    pairs = list(zip(mine, theirs, strict=True))
     wins = sum(_order(a, sign) > _order(b, sign) for a, b in pairs)
-    form = results._measure(measure).form
-    shown = "; ".join(f"{_text(a, form)} against {_text(b, form)}" for a, b in pairs)
-    return Finding(
-        "holds" if wins == len(pairs) else "does not hold",
-        f"better on {wins} of {len(pairs)} seeds: {shown}",
-    )
+    shown = "; ".join(f"{_text(a, measure)} against {_text(b, measure)}" for a, b in pairs)
+    return decided(wins == len(pairs), f"better on {wins} of {len(pairs)} seeds: {shown}")
 
 
 def better_by_interval(
@@ -159,17 +178,18 @@ def better_by_interval(
     """Return whether the 95 % interval of the paired difference lies on the better side of 0."""
     if not results.has(condition, arm, other):
         return absent(condition, arm, other)
-    found = results.pairs(condition, arm, other, measure)
-    wanted = results._measure(measure)
-    if found is None:
+    pairs = results.pairs(condition, arm, other, measure)
+    wanted = results.measure(measure)
+    if pairs is None:
         return Finding(
             "not shown",
             f"{arm}: {results.cell(condition, arm, wanted)}; "
             f"{other}: {results.cell(condition, other, wanted)}",
         )
-    is_better = (found.mean > 0) == (wanted.better == "higher")
-    verdict = "not shown" if not found.excludes_zero else "holds" if is_better else "does not hold"
-    return Finding(verdict, difference_text(found, wanted))  # type: ignore[arg-type]
+    text = difference_text(pairs, wanted)
+    if not pairs.excludes_zero:
+        return Finding("not shown", text)
+    return decided((pairs.mean > 0) == (wanted.better == "higher"), text)
 
 
 def difference_text(found: PairedInterval, measure: Measure) -> str:
@@ -181,21 +201,40 @@ def difference_text(found: PairedInterval, measure: Measure) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as many rounds one arm needs as another.
+
+    Args:
+        value: of the means over the seeds.
+        is_bound: whether it is a lower bound: a run did not reach the target in the rounds it had.
+    """
+
+    value: float
+    is_bound: bool
+
+    def __str__(self) -> str:
+        return f"{'at least ' if self.is_bound else ''}{self.value:.2f}x"
+
+
 def ratio_to_target(
     results: Results, condition: str, arm: str, other: str, measure: str
-) -> tuple[float, bool] | None:
-    """Return how many times more another arm needs, of the means over the seeds.
+) -> Ratio | None:
+    """Return how many times as many rounds another arm needs to a target.
+
+    Args:
+        results: of the study.
+        condition: in which they are compared.
+        arm: the arm.
+        other: the other arm.
+        measure: name of one of rounds to a target.
 
     Returns:
-        The ratio, and whether it is a lower bound, because a run of the other did not reach the
-        target in the rounds it had; None where the arm itself did not, or neither was run.
+        None where the arm itself did not reach it on every seed, or one of them was not run.
     """
     if not results.has(condition, arm, other):
         return None
-    mine, theirs = (
-        results.values(condition, arm, measure),
-        results.values(condition, other, measure),
-    )
+    mine, theirs = (results.values(condition, a, measure) for a in (arm, other))
     if any(v is None for v in mine):
         return None
     most = [
@@ -204,7 +243,20 @@ def ratio_to_target(
     is_bound = any(v is None for v in theirs)
     filled = [m if v is None else v for v, m in zip(theirs, most, strict=True)]
     total = math.fsum(v for v in mine if v is not None)
-    return math.fsum(filled) / total, is_bound
+    return Ratio(math.fsum(filled) / total, is_bound)
+
+
+def every_arm_above(results: Results, condition: str, measure: str, least: float) -> Finding:
+    """Return whether every arm that was run is above a value on every seed."""
+    arms = [arm.name for arm in results.study.arms if results.has(condition, arm.name)]
+    if not arms:
+        return NOT_RUN
+    lows = {
+        arm: min(-math.inf if v is None else v for v in results.values(condition, arm, measure))
+        for arm in arms
+    }
+    text = ", ".join(f"{arm} {_text(low, results.measure(measure))}" for arm, low in lows.items())
+    return decided(min(lows.values()) > least, text)
 
 
 def absent(condition: str, *arms: str) -> Finding:
@@ -218,22 +270,20 @@ def all_of(findings: Sequence[tuple[str, Finding]]) -> Finding:
     Args:
         findings: what each is about, and what came of it.
     """
-    verdicts = [found.verdict for _, found in findings]
-    if "does not hold" in verdicts:
-        verdict = "does not hold"
-    elif "not shown" in verdicts or not verdicts:
-        verdict = "not shown"
-    else:
-        verdict = "holds"
-    text = "; ".join(f"{name}: {found.here}" for name, found in findings)
-    return Finding(verdict, text or "no such runs")  # type: ignore[arg-type]
+    if not findings:
+        return NOT_RUN
+    verdicts = [part.verdict for _, part in findings]
+    text = "; ".join(f"{name}: {part.here}" for name, part in findings)
+    if "not shown" in verdicts and "does not hold" not in verdicts:
+        return Finding("not shown", text)
+    return decided("does not hold" not in verdicts, text)
 
 
 def _order(value: float | None, sign: float) -> float:
     return -math.inf if value is None or math.isnan(value) else sign * value
 
 
-def _text(value: float | None, form: str) -> str:
+def _text(value: float | None, measure: Measure) -> str:
     if value is None:
         return "none"
-    return format(value, form) if math.isfinite(value) else "diverged"
+    return format(value, measure.form) if math.isfinite(value) else "diverged"

@@ -24,7 +24,7 @@ from fedopt.atomic import remove_temporary, write_atomically
 from fedopt.errors import DivergenceError, FedoptError, NotFiniteError, unwritable
 from fedopt.interruption import InterruptedRunError
 from fedopt.studies.tasks import Form, RunTask
-from fedopt.sweep.children import available_cores, check_jobs, die_with_parent
+from fedopt.sweep.children import die_with_parent
 from fedopt.sweep.drive import collected_signals
 
 _POLL = 0.5  # seconds between looks for signals
@@ -106,8 +106,8 @@ def run_tasks(
     form: Form,
     source: Source,
     store: Store,
-    jobs: int | None = None,
-    ended: Callable[[RunTask, Record, bool], None] = lambda task, record, is_kept: None,
+    jobs: int,
+    ended: Callable[[RunTask, Record, bool], None],
 ) -> None:
     """Run all runs of a source that are not in the store yet.
 
@@ -115,15 +115,13 @@ def run_tasks(
         form: the study they belong to.
         source: which there are.
         store: where they are kept.
-        jobs: processes; None: one a core.
+        jobs: processes, >= 1.
         ended: is told of each run, and whether it was there before; before the source is.
 
     Raises:
-        ConfigError: more jobs than cores.
         RunError: a run ended in an error that is not of its making, as of a full disk.
         InterruptedRunError: Ctrl-C or SIGTERM; runs that had not ended begin anew next time.
     """
-    limit = check_jobs(jobs, available_cores())
     workers: list[_Worker] = []
     with collected_signals() as arrived:
         try:
@@ -131,7 +129,7 @@ def run_tasks(
                 if arrived:
                     raise InterruptedRunError(arrived[0])
                 idle = next((w for w in workers if w.task is None), None)
-                if (idle is not None or len(workers) < limit) and (task := source.next()):
+                if (idle is not None or len(workers) < jobs) and (task := source.next()):
                     record = store.record(task)
                     if record is not None and record.status != "failed":
                         ended(task, record, True)

@@ -24,7 +24,7 @@ Words = tuple[str, ...]
 Maker = Callable[[int], dict[str, Any]]
 """From a seed to keywords of `fedopt.simulate`: data, model or loss in memory."""
 
-VERDICTS = ("holds", "does not hold", "not shown")
+Better = Literal["higher", "lower"]
 Verdict = Literal["holds", "does not hold", "not shown"]
 
 
@@ -68,6 +68,15 @@ class Arm:
         """Return the column of `rounds.csv` that holds a metric of the arm's model."""
         return f"swa_{metric}" if self.is_averaged else metric
 
+    def shown(self, history: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """Return rounds in which a metric is that of the arm's model; without it, if it is not."""
+        column = self.column(metric)
+        if column == metric:
+            return history
+        if column not in history:
+            return history.drop(columns=metric, errors="ignore")
+        return history.assign(**{metric: history[column]})
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -83,7 +92,7 @@ class Measure:
     """
 
     name: str
-    better: Literal["higher", "lower"] | None
+    better: Better | None
     of: Callable[[pd.DataFrame, Arm], float | None]
     form: str = ".4f"
     missing: str = "none"
@@ -250,29 +259,25 @@ class Study:
 # Measures that studies share --------------------------------------------------------------------
 
 
-def final(metric: str, name: str = "", form: str = ".4f") -> Measure:
-    """Return the measure: value of a metric after the last round."""
-    return Measure(
-        name or f"final {metric.replace('_', ' ')}",
-        "higher" if is_higher_better(metric) else "lower",
-        lambda history, arm: _last(_known(history, arm.column(metric))),
-        form,
-    )
+def final(metric: str, name: str = "", form: str = ".4f", better: Better | None = None) -> Measure:
+    """Return the measure: value of a metric after the last round; `better` as in `mean_over`."""
+
+    def of(history: pd.DataFrame, arm: Arm) -> float | None:
+        known = _known(history, arm.column(metric))
+        return float(known.iloc[-1]) if len(known) else None
+
+    return Measure(name or f"final {_words(metric)}", better or _way(metric), of, form)
 
 
 def best(metric: str, name: str = "", form: str = ".4f") -> Measure:
     """Return the measure: best value of a metric over the rounds."""
-    is_higher = is_higher_better(metric)
+    way = _way(metric)
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
         known = _known(history, arm.column(metric))
-        if known.empty:
-            return None
-        return float(known.max() if is_higher else known.min())
+        return _extreme(known, way) if len(known) else None
 
-    return Measure(
-        name or f"best {metric.replace('_', ' ')}", "higher" if is_higher else "lower", of, form
-    )
+    return Measure(name or f"best {_words(metric)}", way, of, form)
 
 
 def mean_over(
@@ -281,7 +286,7 @@ def mean_over(
     last: float = 1.0,
     name: str = "",
     form: str = ".4f",
-    better: Literal["higher", "lower"] | None = None,
+    better: Better | None = None,
 ) -> Measure:
     """Return the measure: mean of a metric over a part of the rounds.
 
@@ -295,34 +300,28 @@ def mean_over(
     """
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
-        known, rounds = _known(history, arm.column(metric)), float(history["round"].max())
-        part = known[(known.index > _place(first, rounds)) & (known.index <= _place(last, rounds))]
+        part = _part(history, arm.column(metric), first, last)
         return float(part.mean()) if len(part) else None
 
-    way: Literal["higher", "lower"] = better or ("higher" if is_higher_better(metric) else "lower")
-    return Measure(name or f"mean {metric.replace('_', ' ')}", way, of, form)
+    return Measure(name or f"mean {_words(metric)}", better or _way(metric), of, form)
 
 
 def worst_over(metric: str, first: float, name: str, form: str = ".4f") -> Measure:
     """Return the measure: worst value of a metric from a round on; see `mean_over`."""
-    is_higher = is_higher_better(metric)
+    way = _way(metric)
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
-        known = _known(history, arm.column(metric))
-        part = known[known.index > _place(first, float(history["round"].max()))]
-        if part.empty:
-            return None
-        return float(part.min() if is_higher else part.max())
+        part = _part(history, arm.column(metric), first)
+        return _extreme(part, "lower" if way == "higher" else "higher") if len(part) else None
 
-    return Measure(name, "higher" if is_higher else "lower", of, form)
+    return Measure(name, way, of, form)
 
 
 def deviation_over(metric: str, first: float, name: str, form: str = ".4f") -> Measure:
-    """Return the measure: standard deviation of a metric from round to round, in the last part."""
+    """Return the measure: standard deviation of a metric from a round on; see `mean_over`."""
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
-        known = _known(history, arm.column(metric))
-        part = known[known.index > first * float(history["round"].max())]
+        part = _part(history, arm.column(metric), first)
         return float(part.std(ddof=1)) if len(part) > 1 else None
 
     return Measure(name, "lower", of, form)
@@ -333,9 +332,7 @@ def to_target(target: Target, cost: str = "rounds", name: str = "") -> Measure:
     factor = next(c.factor for c in COSTS if c.name == cost)
 
     def of(history: pd.DataFrame, arm: Arm) -> float | None:
-        column = arm.column(target.metric)
-        shown = history.assign(**{target.metric: history[column]}) if arm.is_averaged else history
-        costs = cost_to_target(shown, target)
+        costs = cost_to_target(arm.shown(history, target.metric), target)
         if costs is None or not np.isfinite(costs[cost]):
             return None
         return costs[cost] * factor
@@ -344,8 +341,23 @@ def to_target(target: Target, cost: str = "rounds", name: str = "") -> Measure:
     return Measure(name or f"{unit} to {target}", "lower", of, ".1f", missing="not reached")
 
 
-def _place(value: float, rounds: float) -> float:
-    return value * rounds if isinstance(value, float) else value
+def _way(metric: str) -> Better:
+    return "higher" if is_higher_better(metric) else "lower"
+
+
+def _words(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _extreme(values: pd.Series[float], way: Better) -> float:
+    return float(values.max() if way == "higher" else values.min())
+
+
+def _part(history: pd.DataFrame, column: str, first: float, last: float = 1.0) -> pd.Series[float]:
+    """Return what was measured of a column in a part of the rounds; see `mean_over`."""
+    known, rounds = _known(history, column), float(history["round"].max())
+    low, high = (p * rounds if isinstance(p, float) else p for p in (first, last))
+    return known[(known.index > low) & (known.index <= high)]
 
 
 def _known(history: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -354,7 +366,3 @@ def _known(history: pd.DataFrame, column: str) -> pd.Series[float]:
         return pd.Series(dtype=float)
     values = history.set_index("round")[column].astype(float)
     return values[np.isfinite(values)]
-
-
-def _last(values: pd.Series[float]) -> float | None:
-    return float(values.iloc[-1]) if len(values) else None

@@ -27,27 +27,20 @@ class RunTask:
     """A run of a study.
 
     Args:
-        study: name of the study.
         condition: name of its condition.
         words: of the run, after the study's base.
         seed: of the run.
         label: for people.
-        digest: of its configuration.
+        name: of its files: a digest of its configuration.
         rounds: that it has.
     """
 
-    study: str
     condition: str
     words: Words
     seed: int
     label: str
-    digest: str
+    name: str
     rounds: int
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return self.digest
 
 
 @dataclass(frozen=True)
@@ -89,9 +82,7 @@ class Form:
         facts = json.dumps([self.study.name, made, config.dump()], sort_keys=True, default=str)
         label = " ".join(part for part in (condition.name, arm.name, *point) if part)
         digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        return RunTask(
-            self.study.name, condition.name, words, seed, label, digest, config.run.rounds
-        )
+        return RunTask(condition.name, words, seed, label, digest, config.rounds)
 
 
 def whole(study: Study, seeds: int | None = None) -> Form:
@@ -142,12 +133,15 @@ class Schedule:
         form: what is run.
         score: from runs that ended to the mean of the tuning measure; the worst there is where
             one has none.
+
+    `reported` holds the runs that count, by condition, arm and seed, of what is chosen so far.
     """
 
     def __init__(self, form: Form, score: Callable[[Arm, Sequence[RunTask]], float]) -> None:
         self.form = form
         self.scores: Scores = {}
         self.chosen: dict[tuple[str, str], Words] = {}
+        self.reported: dict[tuple[str, str, int], RunTask] = {}
         self._score = score
         self._ready: list[RunTask] = []
         self._seen: set[str] = set()
@@ -184,24 +178,14 @@ class Schedule:
                 del self._open[key]
                 self._choose(condition, arm, rung, points)
 
-    def reported(self) -> dict[tuple[str, str, int], RunTask]:
-        """Return the runs that count, by condition, arm and seed; of what is chosen so far."""
-        found = {}
-        for condition, arm in self.form.cells:
-            point = self.chosen.get((condition.name, arm.name))
-            if point is not None:
-                for seed in self.form.study.seeds:
-                    found[condition.name, arm.name, seed] = self.form.task(
-                        condition, arm, point, seed
-                    )
-        return found
-
     def _begin(self, condition: Condition, arm: Arm, rung: int, points: Sequence[Words]) -> None:
         tuning = self.form.study.tuning
         if len(points) == 1 or tuning is None:
             self.chosen[condition.name, arm.name] = points[0]
             for seed in self.form.study.seeds:
-                self._add(self.form.task(condition, arm, points[0], seed))
+                task = self.form.task(condition, arm, points[0], seed)
+                self.reported[condition.name, arm.name, seed] = task
+                self._add(task)
             return
         words = tuning.rungs[rung].words
         tasks = {

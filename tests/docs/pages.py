@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,6 +19,16 @@ PAGES = sorted(
         *ROOT.glob("clients/*.md"),
     ]
 )
+
+
+def from_docs(module: str) -> ModuleType:
+    """Import one of the programs in docs/, which import each other by name."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        return importlib.import_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+
 
 _FENCE = re.compile(
     r"(?P<mark>^<!-- not run: [^\n]+ -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$",

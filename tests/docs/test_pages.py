@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-from .pages import PAGES, ROOT, name, prose
+from .pages import PAGES, ROOT, from_docs, name, prose
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -17,12 +16,8 @@ MOST_BYTES_OF_AN_IMAGE = 200_000
 
 def test_configuration_reference_is_up_to_date() -> None:
     """The table of strategies, which is made beside it, is checked in tests/testing."""
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        from generate import reference
-    finally:
-        sys.path.remove(str(ROOT / "docs"))
-    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == reference()
+    reference = from_docs("generate").reference()
+    assert (ROOT / "docs" / "config.md").read_text(encoding="utf-8") == reference
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

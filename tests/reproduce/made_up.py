@@ -62,5 +62,5 @@ def outcome(task: RunTask, frame: pd.DataFrame | None) -> Outcome:
 def results(form: Form, frame: Callable[[str, str, int], pd.DataFrame | None]) -> Results:
     """Return results whose rounds a function of condition, arm and seed says."""
     schedule = Schedule(form, lambda arm, runs: math.nan)
-    outcomes = {key: outcome(task, frame(*key)) for key, task in schedule.reported().items()}
+    outcomes = {key: outcome(task, frame(*key)) for key, task in schedule.reported.items()}
     return Results(form, outcomes, schedule.chosen, schedule.scores)

@@ -94,9 +94,10 @@ def test_ratios_of_rounds_are_lower_bounds_where_a_run_does_not_arrive():
     table = {"plain": [0.4, 1.0, 1.0], "prox": [1.0, 1.0, 1.0]}
     found = of(table, measures=(ACCURACY, reach))
     # All who arrive do so after one of two rounds; who does not counts with the two it had.
-    ratio, is_bound = ratio_to_target(found, "few", "prox", "plain", reach.name)
-    assert ratio == pytest.approx((2 + 1 + 1) / 3)
-    assert is_bound
+    ratio = ratio_to_target(found, "few", "prox", "plain", reach.name)
+    assert ratio.value == pytest.approx((2 + 1 + 1) / 3)
+    assert ratio.is_bound
+    assert str(ratio) == "at least 1.33x"
     assert ratio_to_target(found, "few", "plain", "prox", reach.name) is None
     assert found.cell("few", "plain", reach) == "1 of 3 not reached; best 1.0"
 

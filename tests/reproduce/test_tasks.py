@@ -34,7 +34,7 @@ def test_every_condition_arm_and_seed_is_run_once():
     assert schedule.total == 12
     tasks = drain(schedule)
     assert len(tasks) == len({t.name for t in tasks}) == 12
-    assert len(schedule.reported()) == 12
+    assert len(schedule.reported) == 12
 
 
 def test_arms_of_one_configuration_share_their_runs():
@@ -46,9 +46,9 @@ def test_arms_of_one_configuration_share_their_runs():
 
 
 def test_a_changed_configuration_is_another_run():
-    one = Schedule(whole(study()), lambda arm, runs: 0.0).reported()
+    one = Schedule(whole(study()), lambda arm, runs: 0.0).reported
     changed = study(base=study().base.replace("rounds = 2", "rounds = 3"))
-    other = Schedule(whole(changed), lambda arm, runs: 0.0).reported()
+    other = Schedule(whole(changed), lambda arm, runs: 0.0).reported
     assert one.keys() == other.keys()
     assert not {t.name for t in one.values()} & {t.name for t in other.values()}
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 import fedopt.testing as ft
 from fedopt.registry import entries
 from fedopt.testing.__main__ import main
 from fedopt.testing.registered import strategies, subjects
+from tests.docs.pages import ROOT, from_docs
 
 BESIDES_GENERAL = {
     "fedavg": {"weighted_mean", "one_client", "fedavg_fixed_point"},
@@ -53,13 +51,8 @@ def passed() -> dict[str, list[str]]:
 
 
 def test_the_table_of_strategies_is_up_to_date(passed: dict[str, list[str]]) -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    sys.path.insert(0, str(docs))
-    try:
-        from strategy_table import table
-    finally:
-        sys.path.remove(str(docs))
-    assert table(passed) in (docs / "strategies.md").read_text(encoding="utf-8")
+    table = from_docs("strategy_table").table(passed)
+    assert table in (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", strategies())

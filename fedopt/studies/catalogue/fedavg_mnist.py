@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedopt.analysis.targets import Target
 from fedopt.studies.data import needs_fashion_mnist
-from fedopt.studies.results import Results, ratio_to_target
+from fedopt.studies.results import NOT_RUN, Results, decided, ratio_to_target
 from fedopt.studies.study import (
     Arm,
     Claim,
@@ -72,14 +72,12 @@ BUSY = fedavg(5, "10")
 
 def speed_up(results: Results, condition: str, least: float, measure: Measure = ROUNDS) -> Finding:
     """Check by how much the busiest FedAvg needs fewer rounds than FedSGD."""
-    found = ratio_to_target(results, condition, BUSY, FEDSGD, measure.name)
-    if found is None:
+    ratio = ratio_to_target(results, condition, BUSY, FEDSGD, measure.name)
+    if ratio is None:
         return Finding("not shown", "the target was not reached, or it was not run")
-    ratio, is_bound = found
-    if is_bound and ratio < least:
-        return Finding("not shown", f"at least {ratio:.1f}x: FedSGD did not reach the target")
-    text = f"{'at least ' if is_bound else ''}{ratio:.1f}x"
-    return Finding("holds" if ratio >= least else "does not hold", text)
+    if ratio.is_bound and ratio.value < least:
+        return Finding("not shown", f"{ratio}: FedSGD did not reach the target")
+    return decided(ratio.value >= least, str(ratio))
 
 
 def order_of_batches(results: Results) -> Finding:
@@ -92,12 +90,12 @@ def order_of_batches(results: Results) -> Finding:
         mean = results.mean(IID, name, ROUNDS.name)
         rounds.append((name, None if mean is None else mean.mean))
     if len(rounds) < len(names):
-        return Finding("not shown", "no such runs")
+        return NOT_RUN
     far = 1e9
     values = [far if r is None else r for _, r in rounds]
     text = "; ".join(f"{n}: {'not reached' if r is None else f'{r:.0f}'}" for n, r in rounds)
     holds = values[1] >= values[2] >= values[3] * 0.9 and values[0] > values[3]
-    return Finding("holds" if holds else "does not hold", text)
+    return decided(holds, text)
 
 
 STUDY = Study(

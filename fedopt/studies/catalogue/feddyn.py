@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedopt.analysis.targets import Target
 from fedopt.studies.data import needs_fashion_mnist
-from fedopt.studies.results import Results, all_of, ratio_to_target
+from fedopt.studies.results import Results, all_of, decided, every_arm_above, ratio_to_target
 from fedopt.studies.study import (
     Arm,
     Claim,
@@ -66,25 +66,21 @@ def fewer_rounds(results: Results) -> Finding:
     """Check that FedDyn needs no more rounds than FedAvg where labels are spread unevenly."""
     findings = []
     for name, _ in LEVELS[1:]:
-        found = ratio_to_target(results, name, "FedDyn", "FedAvg", SOON.name)
-        if found is None:
-            continue
-        ratio, is_bound = found
-        text = f"{'at least ' if is_bound else ''}{ratio:.2f}x"
-        findings.append((name, Finding("holds" if ratio >= 1 else "does not hold", text)))
+        ratio = ratio_to_target(results, name, "FedDyn", "FedAvg", SOON.name)
+        if ratio is not None:
+            findings.append((name, decided(ratio.value >= 1, str(ratio))))
     return all_of(findings)
 
 
 def more_accurate(results: Results) -> Finding:
     """Check that FedDyn ends at a higher accuracy than FedAvg and FedProx."""
     findings = []
-    for name in results.conditions("FedDyn", "FedAvg", "FedProx"):
-        means = {arm: results.mean(name, arm, BEST.name) for arm in ("FedDyn", "FedAvg", "FedProx")}
-        known = {arm: mean.mean for arm, mean in means.items() if mean is not None}
-        if len(known) == len(means):
-            holds = known["FedDyn"] >= max(known.values())
+    arms = ("FedDyn", "FedAvg", "FedProx")
+    for name in results.conditions(*arms):
+        known = results.means(name, arms, BEST.name)
+        if len(known) == len(arms):
             text = ", ".join(f"{arm} {value:.3f}" for arm, value in known.items())
-            findings.append((name, Finding("holds" if holds else "does not hold", text)))
+            findings.append((name, decided(known["FedDyn"] >= max(known.values()), text)))
     return all_of(findings)
 
 
@@ -125,7 +121,7 @@ does it need fewer rounds than FedAvg, FedProx and SCAFFOLD?
         Claim("FedDyn reaches the highest accuracy", more_accurate, paper="tables 1 and 2"),
         Claim(
             "Every method learns: more than 0.7 on Dirichlet 0.3",
-            lambda r: all_learn(r, "Dirichlet 0.3", 0.7),
+            lambda r: every_arm_above(r, "Dirichlet 0.3", BEST.name, 0.7),
             is_robust=True,
         ),
     ),
@@ -144,17 +140,3 @@ does it need fewer rounds than FedAvg, FedProx and SCAFFOLD?
     ),
     needs=needs_fashion_mnist,
 )
-
-
-def all_learn(results: Results, condition: str, least: float) -> Finding:
-    """Check that every arm's best accuracy is above a value on every seed."""
-    values = {
-        arm.name: results.values(condition, arm.name, BEST.name)
-        for arm in results.study.arms
-        if results.has(condition, arm.name)
-    }
-    if not values:
-        return Finding("not shown", "no such runs")
-    lows = {arm: min(-1.0 if v is None else v for v in found) for arm, found in values.items()}
-    text = ", ".join(f"{arm} {low:.3f}" for arm, low in lows.items())
-    return Finding("holds" if min(lows.values()) > least else "does not hold", text)

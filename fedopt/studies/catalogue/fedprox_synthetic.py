@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fedopt.studies.results import (
+    NOT_RUN,
     Results,
     all_of,
     better_by_interval,
     better_on_every_seed,
+    decided,
 )
 from fedopt.studies.study import (
     Arm,
@@ -121,20 +123,18 @@ def best_mu_gains(results: Results) -> Finding:
     gains, parts = [], []
     for data in NON_IID:
         condition = named(data, 90)
-        arms = [prox(mu) for mu in MUS if results.has(condition, prox(mu), "FedAvg, drops")]
-        base = results.mean(condition, "FedAvg, drops", ACCURACY.name) if arms else None
-        means = {arm: results.mean(condition, arm, ACCURACY.name) for arm in arms}
-        known = {arm: mean.mean for arm, mean in means.items() if mean is not None}
-        if base is None or not known:
+        base = results.means(condition, ["FedAvg, drops"], ACCURACY.name)
+        known = results.means(condition, [prox(mu) for mu in MUS], ACCURACY.name)
+        if not base or not known:
             continue
         best = max(known, key=known.__getitem__)
-        gains.append(100 * (known[best] - base.mean))
+        gains.append(100 * (known[best] - base["FedAvg, drops"]))
         parts.append(f"{data}: {gains[-1]:+.1f} ({best})")
     if not gains:
-        return Finding("not shown", "no such runs")
+        return NOT_RUN
     mean = sum(gains) / len(gains)
     text = f"{mean:+.1f} points on average; {'; '.join(parts)}"
-    return Finding("holds" if mean >= 22 else "does not hold", text)
+    return decided(mean >= 22, text)
 
 
 CLAIMS = (

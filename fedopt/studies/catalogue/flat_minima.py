@@ -10,7 +10,6 @@ from fedopt.studies.study import (
     Condition,
     Drawing,
     Finding,
-    Measure,
     Quick,
     Study,
     Tuning,
@@ -56,17 +55,8 @@ ONE = "one label a client"
 SOME = "Dirichlet 0.1"
 LATE = mean_over("test_accuracy", 0.9, 1.0, "test accuracy, last tenth")
 RESTLESS = deviation_over("test_accuracy", 0.75, "deviation of the accuracy, last quarter")
-ECE = Measure(
-    "final ECE",
-    "lower",
-    lambda history, arm: _last(history, arm.column("test_ece")),
-)
-SHARPNESS = Measure(
-    "largest eigenvalue of the Hessian",
-    "lower",
-    lambda history, arm: _last(history, arm.column("test_sharpness")),
-    ".2f",
-)
+ECE = final("test_ece", "final ECE", better="lower")
+SHARPNESS = final("test_sharpness", "largest eigenvalue of the Hessian", ".2f", better="lower")
 FINAL_LOSS = final("test_loss", "final test loss")
 CYCLE = (
     "local.schedule=swa_cyclic",
@@ -76,16 +66,6 @@ CYCLE = (
 )
 RHOS: tuple[Words, ...] = tuple((f"local.sam.rho={rho}",) for rho in (0.02, 0.05, 0.1))
 ADAPTIVE_RHOS: tuple[Words, ...] = tuple((f"local.sam.rho={rho}",) for rho in (0.2, 0.5, 1.0))
-
-
-def _last(history: object, column: str) -> float | None:
-    import pandas as pd
-
-    assert isinstance(history, pd.DataFrame)
-    if column not in history:
-        return None
-    known = history[column].dropna()
-    return float(known.iloc[-1]) if len(known) else None
 
 
 def swa_helps(results: Results, measure: str) -> Finding:
@@ -130,9 +110,8 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
 (SWA) with a cyclic rate?
 """,
     differs=(
-        "Fashion-MNIST and one hidden layer of 100 in place of CIFAR and a CNN; 400 rounds "
-        "in place of "
-        "10,000 and more.",
+        "Fashion-MNIST and one hidden layer of 100 in place of CIFAR and a CNN; 400 rounds in "
+        "place of 10,000 and more.",
         "The smallest split is one label a client (alpha = 0 there), the other Dirichlet(0.1).",
         "Sharpness is the largest eigenvalue of the Hessian of the test loss.",
     ),
@@ -158,7 +137,7 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
         ),
         Claim(
             "Server SWA steadies the accuracy from round to round",
-            lambda r: steadier(r),
+            steadier,
             paper="figure 3",
             is_robust=True,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fedopt.studies.results import Results
+from fedopt.studies.results import NOT_RUN, Results, decided
 from fedopt.studies.study import (
     Arm,
     Claim,
@@ -112,8 +112,8 @@ def fedavg_stays(results: Results) -> Finding:
             worst = max(worst, abs(found - wanted) / wanted)
             parts.append(f"{condition}, K = {steps}: {found:.4g} against {wanted:.4g}")
     if not parts:
-        return Finding("not shown", "no such runs")
-    return Finding("holds" if worst < 1e-3 else "does not hold", "; ".join(parts))
+        return NOT_RUN
+    return decided(worst < 1e-3, "; ".join(parts))
 
 
 def scaffold_is_the_same(results: Results) -> Finding:
@@ -129,11 +129,11 @@ def scaffold_is_the_same(results: Results) -> Finding:
         holds = holds and len(known) == len(found) > 0
         parts.append((steps, known))
     if not holds:
-        return Finding("not shown", "no such runs")
+        return NOT_RUN
     slow, fast = (known for _, known in parts)
     text = "; ".join(f"K = {k}: {', '.join(f'{v:.2g}' for v in known)}" for k, known in parts)
     sooner = all(f <= s for f, s in zip(fast, slow, strict=True))
-    return Finding("holds" if sooner and max(fast) < 1e-6 else "does not hold", f"G rising, {text}")
+    return decided(sooner and max(fast) < 1e-6, f"G rising, {text}")
 
 
 def worse_with_steps(results: Results) -> Finding:
@@ -146,12 +146,10 @@ def worse_with_steps(results: Results) -> Finding:
     }
     known = {key: value for key, value in table.items() if value is not None}
     if len(known) < 2:
-        return Finding("not shown", "no such runs")
+        return NOT_RUN
     grows = all(known[g, STEPS[0]] < known[g, STEPS[-1]] for g, k in known if k == STEPS[0])
     text = "; ".join(f"G = {g}, K = {k}: {v:.2g}" for (g, k), v in known.items())
-    return Finding(
-        "holds" if grows and math.isfinite(sum(known.values())) else "does not hold", text
-    )
+    return decided(grows and math.isfinite(sum(known.values())), text)
 
 
 STUDY = Study(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from fedopt.analysis.targets import Target
 from fedopt.studies.data import needs_fashion_mnist
-from fedopt.studies.results import Results, all_of, ratio_to_target
+from fedopt.studies.results import NOT_RUN, Ratio, Results, all_of, decided, ratio_to_target
 from fedopt.studies.study import (
     Arm,
     Claim,
@@ -48,6 +50,7 @@ every = 0
 
 SIMILARITIES = (0, 10, 100)
 EPOCHS = (1, 5, 10, 20)
+MANY = EPOCHS[1:]
 STEPS_AN_EPOCH = 5
 TARGET = Target("test_accuracy", 0.75)
 RATES: tuple[Words, ...] = tuple((f"local.optimizer.lr={rate}",) for rate in (0.01, 0.03, 0.1, 0.3))
@@ -84,36 +87,35 @@ NETWORK = tuple(
 )
 
 
-def _ratios(results: Results, similarity: int, epochs: tuple[int, ...]) -> list[tuple[str, float]]:
-    """Return how many times more rounds FedAvg needs than SCAFFOLD, in words and as a number."""
-    found = []
-    for count in epochs:
-        condition = named(similarity, count)
-        ratio = ratio_to_target(results, condition, "SCAFFOLD", "FedAvg", ROUNDS.name)
-        if ratio is not None:
-            at_least = "at least " if ratio[1] else ""
-            found.append((f"{count} epochs: {at_least}{ratio[0]:.2f}x", ratio[0]))
-    return found
+def ratios(results: Results, similarity: int, epochs: Sequence[int]) -> dict[int, Ratio]:
+    """Return how many times SCAFFOLD's rounds FedAvg needs, by epochs."""
+    known = {
+        count: ratio_to_target(results, named(similarity, count), "SCAFFOLD", "FedAvg", ROUNDS.name)
+        for count in epochs
+    }
+    return {count: ratio for count, ratio in known.items() if ratio is not None}
+
+
+def _told(known: Mapping[int, Ratio]) -> str:
+    return "; ".join(f"{count} epochs: {ratio}" for count, ratio in known.items())
 
 
 def twice_as_fast(results: Results) -> Finding:
     """Check that SCAFFOLD needs half of FedAvg's rounds at 0 % with 5 and more epochs."""
-    found = _ratios(results, 0, (5, 10, 20))
-    wanted = [e for e in (5, 10, 20) if results.has(named(0, e), "SCAFFOLD", "FedAvg")]
-    if not wanted or len(found) < len(wanted):
+    wanted = [e for e in MANY if results.has(named(0, e), "SCAFFOLD", "FedAvg")]
+    known = ratios(results, 0, wanted)
+    if not wanted or len(known) < len(wanted):
         return Finding("not shown", "SCAFFOLD did not reach the target, or was not run")
-    holds = all(ratio >= 2 for _, ratio in found)
-    return Finding("holds" if holds else "does not hold", "; ".join(text for text, _ in found))
+    return decided(all(ratio.value >= 2 for ratio in known.values()), _told(known))
 
 
 def no_faster_alike(results: Results) -> Finding:
     """Check that SCAFFOLD needs no fewer rounds than FedAvg where clients are alike."""
-    found = _ratios(results, 100, EPOCHS)
-    if not found:
-        return Finding("not shown", "no such runs")
+    known = ratios(results, 100, EPOCHS)
+    if not known:
+        return NOT_RUN
     # Within a tenth: rounds to a target are whole numbers of a noisy curve.
-    holds = all(ratio <= 1.1 for _, ratio in found)
-    return Finding("holds" if holds else "does not hold", "; ".join(text for text, _ in found))
+    return decided(all(ratio.value <= 1.1 for ratio in known.values()), _told(known))
 
 
 def drift_grows(results: Results) -> Finding:
@@ -125,32 +127,29 @@ def drift_grows(results: Results) -> Finding:
             mean = results.mean(condition, "FedAvg", ROUNDS.name)
             rounds.append((epochs, None if mean is None else mean.mean))
     if len(rounds) < 2:
-        return Finding("not shown", "no such runs")
+        return NOT_RUN
     text = "; ".join(f"{e} epochs: {'not reached' if r is None else f'{r:.0f}'}" for e, r in rounds)
     first, last = rounds[0][1], rounds[-1][1]
     if first is None:
         return Finding("not shown", text)
-    return Finding("holds" if last is None or last >= first else "does not hold", text)
+    return decided(last is None or last >= first, text)
 
 
 def scaffold_on_top(results: Results) -> Finding:
     """Check that SCAFFOLD has the best accuracy of the two-layer network."""
     findings = []
     for condition in results.conditions("SCAFFOLD", "FedAvg"):
-        if "two layers" in condition:
-            ours = results.mean(condition, "SCAFFOLD", BEST.name)
-            theirs = results.mean(condition, "FedAvg", BEST.name)
-            if ours is not None and theirs is not None:
-                verdict = "holds" if ours.mean > theirs.mean else "does not hold"
-                text = f"{ours.mean:.3f} against {theirs.mean:.3f}"
-                findings.append((condition, Finding(verdict, text)))  # type: ignore[arg-type]
+        means = results.means(condition, ["SCAFFOLD", "FedAvg"], BEST.name)
+        if "two layers" in condition and len(means) == 2:
+            ours, theirs = means.values()
+            findings.append((condition, decided(ours > theirs, f"{ours:.3f} against {theirs:.3f}")))
     return all_of(findings)
 
 
 def bytes_it_costs(results: Results) -> Finding:
     """Check that SCAFFOLD pays off per byte too at 0 % with 5 and more epochs."""
     parts, holds = [], True
-    for epochs in (5, 10, 20):
+    for epochs in MANY:
         condition = named(0, epochs)
         if not results.has(condition, "SCAFFOLD", "FedAvg"):
             continue
@@ -163,9 +162,7 @@ def bytes_it_costs(results: Results) -> Finding:
             continue
         holds = holds and ours.mean < theirs.mean
         parts.append(f"{epochs} epochs: {ours.mean:.0f} against {theirs.mean:.0f} MB")
-    if not parts:
-        return Finding("not shown", "no such runs")
-    return Finding("holds" if holds else "does not hold", "; ".join(parts))
+    return decided(holds, "; ".join(parts)) if parts else NOT_RUN
 
 
 CLAIMS = (
