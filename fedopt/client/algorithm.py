@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -66,11 +68,11 @@ class Padding:
     """How the batches of a group are padded: their length, and whether some client has less.
 
     Args:
-        steps: of the batch of each step; None where all clients have the same batches.
+        steps: of the batch of each step, `[S]` each; None where all clients have the same batches.
         examples: of the batch of all examples.
     """
 
-    steps: Sequence[tuple[int, bool]] | None
+    steps: tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]] | None
     examples: tuple[int, bool]
 
 

@@ -9,6 +9,7 @@ spreads them better; the limit is a fixed rule, never a timing, so that bits do 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.client.losses import Loss
-from fedopt.client.stacked_batches import Batch
+from fedopt.client.stacked_batches import Stretch
 
 MOST_PRODUCTS = 1 << 17
 """Multiplications of one client's forward pass up to which numpy is used. OpenBLAS keeps products
@@ -58,10 +59,12 @@ def fits(layer: nn.Linear, inputs: Tensor, batch_size: int) -> bool:
 
 
 class SoftmaxSteps:
-    """Takes steps of W <- W - lr (gradient + shrink W - drift) on stacked parameters, in place.
+    """Takes steps of W <- W - lr (gradient + shrink W - drift) on stacked parameters.
+
+    The bias is the weight of one more input, which is 1: it needs no calls of its own.
 
     Args:
-        weight: W of each client, `[G, K, D]`.
+        weight: W of each client, `[G, K, D]`; what the steps come to is written back by `finish`.
         bias: b of each client, `[G, K]`, or None.
         inputs: examples of all clients, `[N, ...]`, flattened to D features.
         targets: their classes, `[N]`.
@@ -78,85 +81,160 @@ class SoftmaxSteps:
         shrink: float,
         drift: Sequence[Tensor] | None,
     ) -> None:
-        self._x = inputs.flatten(1).contiguous().numpy()
+        self._stacked = weight.numpy(), None if bias is None else bias.numpy()
+        flat = inputs.flatten(1).numpy()
+        if bias is None:
+            self._x = np.ascontiguousarray(flat)
+        else:
+            self._x = np.empty((len(flat), flat.shape[1] + 1), flat.dtype)
+            self._x[:, :-1] = flat
+            self._x[:, -1] = 1
         self._y = targets.numpy()
-        self._weight = weight.numpy()
-        self._bias = None if bias is None else bias.numpy()
+        self._weight = _joined(*self._stacked)
         self._gradient = np.empty_like(self._weight)
         self._shrink = shrink
-        self._drift = None if drift is None else [d.numpy() for d in drift]
-        self._drift_rate: float | None = None
-        self._scaled: list[Array] = []
-        self._rows: Array = np.empty((0, 0, 0), self._x.dtype)
-        self._places: Array = np.empty(0, np.intp)
+        self._drift = None
+        if drift is not None:
+            weight_drift, *bias_drift = (d.numpy() for d in drift)
+            self._drift = _joined(weight_drift, bias_drift[0] if bias_drift else None)
+        self.loss_sums = np.zeros(len(self._weight))
+        """Each client's sum of the losses of its steps so far, `[G]`."""
 
-    def take(self, batch: Batch) -> Array:
-        """Take a step of each active client; return their sums of losses, `[A]`, float64."""
-        rows, rates = batch.rows.numpy(), batch.rates
-        active, width = rows.shape
-        x = self._room(active, width)
-        # Rows are in range by construction: "clip" spares a check and a buffer.
-        self._x.take(rows, axis=0, out=x, mode="clip")
-        weight = self._weight[:active]
-        z = np.matmul(x, weight.transpose(0, 2, 1))
-        if self._bias is not None:
-            z += self._bias[:active, None, :]
-        z -= z.max(axis=-1, keepdims=True)
-        flat = z.reshape(-1)
-        places = self._firsts(active * width, z.shape[-1]) + self._y.take(rows.reshape(-1))
-        own = flat.take(places)
-        np.exp(z, out=z)
-        total = z.sum(axis=-1, keepdims=True)
-        z /= total
-        losses = np.log(total).reshape(active, width)
-        losses -= own.reshape(active, width)
-        flat[places] -= 1
-        if batch.is_padded:
-            lengths = batch.lengths.numpy()
-            mask = np.arange(width) < lengths[:, None]
-            losses *= mask
-            z *= (mask / lengths[:, None]).astype(z.dtype)[:, :, None]
-        else:
-            z /= width
-        gradient = np.matmul(z.transpose(0, 2, 1), x, out=self._gradient[:active])
-        lr = float(rates[0])
-        is_uniform = active == 1 or bool((rates == lr).all())
-        self._step(0, weight, gradient, rates, lr, is_uniform)
-        if self._bias is not None:
-            self._step(1, self._bias[:active], z.sum(axis=1), rates, lr, is_uniform)
-        sums: Array = losses.sum(axis=1, dtype=np.float64)
-        return sums
+    def finish(self) -> None:
+        """Write the parameters back to where they came from."""
+        weight, bias = self._stacked
+        weight[...] = self._weight[..., : weight.shape[-1]]
+        if bias is not None:
+            bias[...] = self._weight[..., -1]
 
-    def _step(
-        self, index: int, weight: Array, gradient: Array, rates: Array, lr: float, is_uniform: bool
+    def take(self, stretch: Stretch) -> None:
+        """Take the steps of a stretch."""
+        active, widths = stretch.active, stretch.widths
+        changes = np.flatnonzero((np.diff(active) != 0) | (np.diff(widths) != 0)) + 1
+        for start, stop in pairwise([0, *changes.tolist(), len(active)]):
+            clients, width = int(active[start]), int(widths[start])
+            self._take_alike(
+                stretch.rows[start:stop, :clients, :width],
+                stretch.lengths[start:stop, :clients],
+                stretch.rates[start:stop, :clients],
+            )
+
+    def _take_alike(self, rows: Array, lengths: Array, rates: Array) -> None:
+        """Take steps of the same shape: rows `[S, A, B]`, lengths and rates `[S, A]`."""
+        (clients, width), (classes, _) = rows.shape[1:], self._weight.shape[1:]
+        dtype = self._weight.dtype
+        labels = self._y.take(rows)
+        hot = np.zeros((*rows.shape, classes), dtype)
+        np.put_along_axis(hot, labels[..., None], 1, axis=-1)
+        places = np.arange(0, clients * width * classes, classes).reshape(clients, width) + labels
+        tops, totals = np.empty(rows.shape, dtype), np.empty((*rows.shape, 1), dtype)
+        mask = np.arange(width) < lengths[:, :, None]
+        scales = (mask * (rates / lengths)[:, :, None]).astype(dtype)[..., None]
+        steps = self._alone if clients == 1 else self._together
+        steps(rows, hot, places, tops, totals, scales, rates)
+        losses = np.where(mask, np.log(totals[..., 0]) - tops, 0).sum(axis=-1, dtype=np.float64)
+        # One step after another, so that the sum does not depend on where a stretch ends.
+        losses[0] += self.loss_sums[:clients]
+        self.loss_sums[:clients] = np.cumsum(losses, axis=0)[-1]
+
+    def _alone(
+        self,
+        rows: Array,
+        hot: Array,
+        places: Array,
+        tops: Array,
+        totals: Array,
+        scales: Array,
+        rates: Array,
     ) -> None:
-        """Step along a gradient, which is overwritten."""
-        if is_uniform:
-            gradient *= lr
-            if self._shrink:
-                weight *= 1 - lr * self._shrink
-            weight -= gradient
-            if self._drift is not None:
-                if lr != self._drift_rate:
-                    self._scaled = [lr * d for d in self._drift]
-                    self._drift_rate = lr
-                weight += self._scaled[index][: len(weight)]
-            return
+        """Take steps of one client: without the client axis the calls cost less."""
+        drift = None if self._drift is None else self._drift[0]
+        pulls = _Pulls(self._shrink, drift, rates[:, 0].tolist())
+        arrays = (a[:, 0] for a in (rows, hot, places, tops, totals, scales))
+        self._steps(self._weight[0], self._gradient[0], pulls, *arrays)
+
+    def _together(
+        self,
+        rows: Array,
+        hot: Array,
+        places: Array,
+        tops: Array,
+        totals: Array,
+        scales: Array,
+        rates: Array,
+    ) -> None:
+        """Take steps of several clients."""
+        clients = rows.shape[1]
+        drift = None if self._drift is None else self._drift[:clients]
+        each: Any = rates[:, 0].tolist()
+        if (rates != rates[:, :1]).any():
+            each = rates.astype(self._weight.dtype)[:, :, None, None]
+        pulls = _Pulls(self._shrink, drift, each)
+        arrays = rows, hot, places, tops, totals, scales
+        self._steps(self._weight[:clients], self._gradient[:clients], pulls, *arrays)
+
+    def _steps(
+        self,
+        weight: Array,
+        gradient: Array,
+        pulls: _Pulls,
+        rows: Array,
+        hot: Array,
+        places: Array,
+        tops: Array,
+        totals: Array,
+        scales: Array,
+    ) -> None:
+        """Take steps: the arrays have one row a step, and `weight` is changed in place."""
+        x = np.empty((*rows.shape[1:], self._x.shape[1]), weight.dtype)
+        z = np.empty(hot.shape[1:], weight.dtype)
+        flat, turned, transposed = z.reshape(-1), z.swapaxes(-1, -2), weight.swapaxes(-1, -2)
+        is_pulled = pulls.are_some
+        for step, (row, one, place, top, total, scale) in enumerate(
+            zip(rows, hot, places, tops, totals, scales, strict=True)
+        ):
+            # Rows are in range by construction: "clip" spares a check and a buffer.
+            self._x.take(row, axis=0, out=x, mode="clip")
+            np.matmul(x, transposed, out=z)
+            np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
+            flat.take(place, out=top, mode="clip")
+            np.exp(z, out=z)
+            np.add.reduce(z, axis=-1, keepdims=True, out=total)
+            np.divide(z, total, out=z)
+            np.subtract(z, one, out=z)
+            np.multiply(z, scale, out=z)  # the learning rate over the batch's length
+            np.matmul(turned, x, out=gradient)
+            if is_pulled:
+                pulls.apply(step, weight)
+            np.subtract(weight, gradient, out=weight)
+
+
+class _Pulls:
+    """What a step does besides the gradient: W <- W (1 - lr shrink) + lr drift.
+
+    Args:
+        shrink: of W.
+        drift: of W's shape, or None.
+        rates: of each step, a number, or one a client `[A, 1, 1]`.
+    """
+
+    def __init__(self, shrink: float, drift: Array | None, rates: Sequence[Any]) -> None:
+        self._shrink, self._drift, self._rates = shrink, drift, rates
+        self._rate: Any = None
+        self._scaled: Array | None = None
+        self.are_some = bool(shrink) or drift is not None
+
+    def apply(self, step: int, weight: Array) -> None:
+        """Change W in place, before it is moved along the gradient."""
+        rate = self._rates[step]
         if self._shrink:
-            gradient += self._shrink * weight
+            np.multiply(weight, 1 - rate * self._shrink, out=weight)
         if self._drift is not None:
-            gradient -= self._drift[index][: len(weight)]
-        gradient *= rates.astype(weight.dtype).reshape(-1, *(1,) * (weight.ndim - 1))
-        weight -= gradient
+            if self._scaled is None or not isinstance(rate, float) or rate != self._rate:
+                self._scaled, self._rate = rate * self._drift, rate
+            np.add(weight, self._scaled, out=weight)
 
-    def _room(self, active: int, width: int) -> Array:
-        """Return memory for the inputs of a step, `[A, B, D]`."""
-        if self._rows.shape[:2] != (active, width):
-            self._rows = np.empty((active, width, self._x.shape[1]), self._x.dtype)
-        return self._rows
 
-    def _firsts(self, count: int, classes: int) -> Array:
-        """Return where each example's outputs begin, `[count]`."""
-        if len(self._places) != count:
-            self._places = np.arange(count, dtype=np.intp) * classes
-        return self._places
+def _joined(weight: Array, bias: Array | None) -> Array:
+    """Return weights with the bias as one more column, `[..., K, D + 1]`; without one, a copy."""
+    return weight.copy() if bias is None else np.concatenate([weight, bias[..., None]], axis=-1)

@@ -35,7 +35,13 @@ from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
 from fedopt.client.softmax_steps import SoftmaxSteps, fits, softmax_layer
-from fedopt.client.stacked_batches import Batch, group_batches, group_padding
+from fedopt.client.stacked_batches import (
+    Batch,
+    Stretch,
+    group_padding,
+    group_stretches,
+    most_examples,
+)
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
     StackedEmbedding,
@@ -203,15 +209,18 @@ class StackedEngine:
         inputs = torch.from_numpy(examples.x).to(self.device)
         targets = torch.from_numpy(examples.y).to(self.device)
         firsts = list(accumulate((p.examples for p in plans[:-1]), initial=0))
+        padding = terms.padding or group_padding(plans)
         full = None
         if terms.full_gradient:
-            widths = (terms.padding or group_padding(plans)).examples
+            widths = padding.examples
             sizes = [p.examples for p in plans]
             full = self._full_gradient(inputs, targets, firsts, sizes, *widths)
             self._seed_clients(round, plans)
-        batches = group_batches(plans, firsts, self.device, terms.padding)
+        stretches = group_stretches(plans, firsts, padding)
         if is_fused(self._recipe, terms):
-            loss_sum = self._take_fused_steps(inputs, targets, batches, start, terms)
+            loss_sum = self._take_fused_steps(
+                inputs, targets, stretches, most_examples(plans, padding), start, terms, clients
+            )
             seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
             result = LocalResult(
                 delta=self._displacement(start, self._parameters, self._delta[:clients]),
@@ -232,7 +241,9 @@ class StackedEngine:
                 round,
                 self._kronecker,
             )
-            loss_sum, seen, selected = self._take_steps(steps, inputs, targets, batches, terms)
+            loss_sum, seen, selected = self._take_steps(
+                steps, inputs, targets, stretches, terms, clients
+            )
             result = self._outcome(steps, start, clients)
             if selected is not None:
                 result = replace(result, selected=selected.shares)
@@ -299,39 +310,45 @@ class StackedEngine:
         self,
         inputs: Tensor,
         targets: Tensor,
-        batches: Sequence[Batch],
+        stretches: Iterator[Stretch],
+        longest: int,
         start: ModelState,
         terms: LocalTerms,
+        clients: int,
     ) -> Tensor:
         """Take steps of plain SGD; return each client's sum of losses, `[G]`."""
         rule = self._recipe.rule
         assert isinstance(rule, Sgd)
-        clients = len(batches[0].lengths)
         pull = drift(terms, self.layout, start, clients)
         shrink = terms.proximal + rule.weight_decay
-        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         layer = self._softmax
-        if layer is not None and fits(layer, inputs, max(b.rows.shape[1] for b in batches)):
-            weight, *bias = self._parameters
+        if layer is not None and fits(layer, inputs, longest):
+            weight, *bias = (stacked[:clients] for stacked in self._parameters)
             steps = SoftmaxSteps(weight, bias[0] if bias else None, inputs, targets, shrink, pull)
-            sums = loss_sum.numpy()
-            for batch in batches:
-                found = steps.take(batch)
-                sums[: len(found)] += found
-            return loss_sum
-        for batch in batches:
+            for stretch in stretches:
+                steps.take(stretch)
+            steps.finish()
+            return torch.from_numpy(steps.loss_sums)
+        loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
+        for batch in self._batches(stretches):
             sink = FusedSgd(self._parameters, shrink, batch.rates, pull)
             losses = self._pass(inputs, targets, batch, sink)
             loss_sum[: len(losses)] += losses
         return loss_sum
+
+    def _batches(self, stretches: Iterable[Stretch]) -> Iterator[Batch]:
+        """Return the steps of stretches one by one."""
+        for stretch in stretches:
+            yield from stretch.batches(self.device)
 
     def _take_steps(
         self,
         steps: LocalSteps,
         inputs: Tensor,
         targets: Tensor,
-        batches: Sequence[Batch],
+        stretches: Iterator[Stretch],
         terms: LocalTerms,
+        clients: int,
     ) -> tuple[Tensor, Tensor, Selected | None]:
         """Take steps by the recipe.
 
@@ -339,13 +356,12 @@ class StackedEngine:
             Each client's sum and number of the losses of the steps that happen, `[G]`, and what
             was selected.
         """
-        clients = len(batches[0].lengths)
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         seen = torch.zeros(clients, dtype=torch.int64, device=self.device)
         pace = self._recipe.self_pace
         selected = Selected(clients) if pace is not None else None
         thresholds = thresholds_of(terms, clients)
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(self._batches(stretches)):
             active = len(batch.lengths)
             found = selection = wanted = None
             if pace is not None:

@@ -17,8 +17,8 @@ from fedopt.data.protocol import Dtype, Examples, check_dtype, facts, held_out, 
 from fedopt.errors import ConfigError
 from fedopt.seeds import generator
 
-_CACHED_DEVICES = 8
-_CACHED_EXAMPLES = 20_000
+_CACHED_NBYTES = 32 * 2**20
+"""What is kept of devices that were asked for last."""
 
 
 class SyntheticPopulation:
@@ -66,7 +66,8 @@ class SyntheticPopulation:
         self._all_sizes: IntArray = draws.astype(np.int64) + options.size_min
         self._sizes = self._kept(self._all_sizes)
         self._sizes -= held_out(self._sizes, options.validation_fraction)
-        self._cache: OrderedDict[int, tuple[AnyArray, IntArray]] = OrderedDict()
+        self._cache: OrderedDict[int, Examples] = OrderedDict()
+        self._cached_nbytes = 0
 
     @property
     def clients(self) -> int:
@@ -149,7 +150,7 @@ class SyntheticPopulation:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}
+        return {**self.__dict__, "_cache": OrderedDict(), "_cached_nbytes": 0}
 
     def _check(self, client: int) -> int:
         """Return a device's training size."""
@@ -164,7 +165,7 @@ class SyntheticPopulation:
 
     def _training_labels(self, client: int, size: int) -> IntArray:
         """Return the first labels of a device as it trains on them, a fresh array [size]."""
-        labels: IntArray = self._device(client)[1]
+        labels: IntArray = self._device(client).y
         share = self._options.label_noise
         if share:
             labels = flip_labels(labels, self.classes, share, self._seed, client)
@@ -172,19 +173,21 @@ class SyntheticPopulation:
 
     def _part(self, client: int, start: int, stop: int) -> Examples:
         x, y = self._device(client)
-        return Examples(np.array(x[start:stop], dtype=self._dtype), y[start:stop].copy())
+        return Examples(x[start:stop].copy(), y[start:stop].copy())
 
-    def _device(self, client: int) -> tuple[AnyArray, IntArray]:
-        """Return all examples of a device; the last few small devices are remembered."""
+    def _device(self, client: int) -> Examples:
+        """Return all examples of a device; those of the last few are remembered."""
         found = self._cache.get(client)
         if found is not None:
             self._cache.move_to_end(client)
             return found
-        made = self._generate(client)
-        if len(made[1]) <= _CACHED_EXAMPLES:
+        x, y = self._generate(client)
+        made = Examples(x.astype(self._dtype), y)
+        if made.x.nbytes <= _CACHED_NBYTES // 2:
             self._cache[client] = made
-            if len(self._cache) > _CACHED_DEVICES:
-                self._cache.popitem(last=False)
+            self._cached_nbytes += made.x.nbytes
+            while self._cached_nbytes > _CACHED_NBYTES:
+                self._cached_nbytes -= self._cache.popitem(last=False)[1].x.nbytes
         return made
 
     def _generate(self, client: int) -> tuple[AnyArray, IntArray]:

@@ -383,11 +383,15 @@ def test_a_million_devices_are_two_arrays():
         synthetic(0)
 
 
-def test_the_cache_is_bounded_and_not_pickled():
+def test_the_cache_is_bounded_and_not_pickled(monkeypatch):
+    monkeypatch.setattr("fedopt.data.synthetic._CACHED_NBYTES", 200_000)
     population = synthetic(30)
-    for client in range(30):
-        population.train(client)
-    assert len(population._cache) <= 8
+    for client in [*range(30), 0, 29]:
+        first, again = population.train(client), population.train(client)
+        assert first.x.tobytes() == again.x.tobytes()
+        held = sum(device.x.nbytes for device in population._cache.values())
+        assert held == population._cached_nbytes <= 200_000
+    assert 0 < len(population._cache) < 30
     assert len(pickle.dumps(population)) < 5_000
 
 
