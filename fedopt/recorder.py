@@ -13,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -627,8 +628,7 @@ def _mean_of_known(values: Sequence[float]) -> float:
 
 
 def _test_metrics(measured: Measurement) -> dict[str, float]:
-    names = ("loss", "accuracy", "ece", "mce", "brier")
-    return {f"test_{name}": getattr(measured, name) for name in names}
+    return {f"test_{f.name}": getattr(measured, f.name) for f in fields(measured)[1:]}
 
 
 def make_strategy(experiment: Experiment, folder: Path | None) -> FederatedStrategy:

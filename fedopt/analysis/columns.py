@@ -41,6 +41,8 @@ _AVERAGED: tuple[tuple[str, Kind, str, Literal["higher", "lower"] | None], ...] 
     ("test_ece", "real", "fraction", None),
     ("test_mce", "real", "fraction", None),
     ("test_brier", "real", "1", None),
+    ("test_balanced_accuracy", "real", "fraction", "higher"),
+    ("test_auroc", "real", "fraction", "higher"),
 )
 
 ROUND_COLUMNS: tuple[Column, ...] = (
@@ -82,6 +84,21 @@ ROUND_COLUMNS: tuple[Column, ...] = (
         "real",
         "1",
         "Multi-class Brier score on the test set: mean squared distance to the one-hot target.",
+    ),
+    Column(
+        "test_balanced_accuracy",
+        "real",
+        "fraction",
+        "Mean over the classes of their accuracies on the test set: rare ones count the same.",
+        better="higher",
+    ),
+    Column(
+        "test_auroc",
+        "real",
+        "fraction",
+        "Area under the receiver operating characteristic of class 1 on the test set; two classes "
+        "only.",
+        better="higher",
     ),
     Column(
         "test_sharpness",

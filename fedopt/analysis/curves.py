@@ -75,6 +75,7 @@ BUNDLES: dict[str, tuple[tuple[str, ...], ...]] = {
     "loss": (("test_loss",), ("train_loss",)),
     "accuracy": (("test_accuracy",), ("validation_accuracy",)),
     "calibration": (("test_ece", "test_mce", "test_brier"),),
+    "imbalance": (("test_balanced_accuracy", "test_auroc"),),
     "distribution": (
         (
             "validation_accuracy_mean",

@@ -30,7 +30,7 @@ _SUM_TOLERANCE = 1e-2  # of a row of probabilities: admits a bfloat16 softmax, n
 
 
 def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Return loss, accuracy, calibration error and Brier score of a classifier's outputs.
+    """Return loss, accuracies, calibration errors and Brier score of a classifier's outputs.
 
     Args:
         logits: `[N, C]` unnormalised log-probabilities, N >= 1 and C >= 2, any floating type;
@@ -39,8 +39,9 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
 
     Returns:
         `loss` (mean negative log-likelihood, nats), `accuracy` (0..1), `ece` and `mce` (0..1,
-        expected and maximum calibration error over the same 15 bins) and `brier` (0..2, mean
-        over examples of the squared distance to the one-hot target).
+        expected and maximum calibration error over the same 15 bins), `brier` (0..2, mean
+        over examples of the squared distance to the one-hot target), `balanced_accuracy` and
+        `auroc` (see the functions of these names; `auroc` is NaN unless there are two classes).
 
     Raises:
         DataError: the shapes do not fit, or a target is not a class.
@@ -52,7 +53,7 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
     logits, labels = checked_logits(logits, targets)
     loss = brier = 0.0
     tops: list[Tensor] = []
-    hits: list[Tensor] = []
+    guesses: list[Tensor] = []
     for start in range(0, len(logits), _ROWS):
         label = labels[start : start + _ROWS]
         log_probabilities = logits[start : start + _ROWS].double().log_softmax(dim=1)
@@ -63,8 +64,9 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         brier += float((probabilities - one_hot).square().sum())
         top, predicted = probabilities.max(dim=1)
         tops.append(top)
-        hits.append(predicted == label)
-    correct = torch.cat(hits).cpu().numpy()
+        guesses.append(predicted)
+    predictions = torch.cat(guesses)
+    correct = (predictions == labels).cpu().numpy()
     bins = _Bins.of(torch.cat(tops).cpu().numpy(), correct, BINS)
     return {
         "loss": loss / len(logits),
@@ -72,7 +74,88 @@ def classification_metrics(logits: Tensor, targets: Tensor) -> dict[str, float]:
         "ece": bins.expected_error(),
         "mce": bins.maximum_error(),
         "brier": brier / len(logits),
+        "balanced_accuracy": balanced_accuracy(predictions, labels),
+        "auroc": _auroc(logits, labels),
     }
+
+
+def balanced_accuracy(
+    predictions: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike
+) -> float:
+    """Return the mean of the classes' accuracies: rare classes count as much as common ones.
+
+        mean over the classes c that occur among the targets of P(prediction = c | target = c)
+
+    Args:
+        predictions: `[N]` class ids, N >= 1.
+        targets: `[N]` class ids >= 0.
+
+    Returns:
+        A number in 0..1; 1 / (classes that occur) for a constant prediction.
+
+    Raises:
+        DataError: the shapes do not fit.
+
+    Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010.
+    """
+    guesses, labels = _as_array(predictions), _as_array(targets)
+    if guesses.shape != labels.shape or labels.ndim != 1 or not len(labels):
+        raise DataError(
+            "predictions and targets must be [N] both, N >= 1, got "
+            f"{list(guesses.shape)} and {list(labels.shape)}."
+        )
+    counts = np.bincount(labels)
+    hits = np.bincount(labels[guesses == labels], minlength=len(counts))
+    occurs = counts > 0
+    return float((hits[occurs] / counts[occurs]).mean())
+
+
+def auroc(scores: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) -> float:
+    """Return the area under the receiver operating characteristic of a two-class problem.
+
+        P(score of a positive > score of a negative) + P(they are equal) / 2
+
+    Args:
+        scores: `[N]`, the higher the more likely positive, such as the probability of class 1.
+        targets: `[N]` of 0 (negative) and 1 (positive).
+
+    Returns:
+        A number in 0..1: 0.5 for scores that know nothing; NaN where one of the classes does not
+        occur.
+
+    Raises:
+        DataError: the shapes do not fit, a score is NaN, or a target is neither 0 nor 1.
+
+    Source: Hanley and McNeil, "The meaning and use of the area under a receiver operating
+        characteristic (ROC) curve", Radiology 143, 1982.
+    """
+    values, labels = _as_array(scores), _as_array(targets).astype(np.int64, copy=False)
+    if values.shape != labels.shape or labels.ndim != 1 or not len(labels):
+        raise DataError(
+            "scores and targets must be [N] both, N >= 1, got "
+            f"{list(values.shape)} and {list(labels.shape)}."
+        )
+    _check_targets(labels, classes=2)
+    if np.isnan(values.astype(np.float64)).any():
+        raise DataError("a score is NaN.")
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return math.nan
+    # Mann and Whitney: the positives' ranks among all, those of equal scores averaged.
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    above = float(ranks[place[labels == 1]].sum()) - positives * (positives + 1) / 2
+    return above / (positives * negatives)
+
+
+def _auroc(logits: Tensor, labels: Tensor) -> float:
+    """Return the AUROC of class 1; NaN unless there are two classes, which both occur."""
+    if logits.shape[1] != 2:
+        return math.nan
+    # Of two logits the difference orders as the probability does, and does not saturate.
+    wide = logits.double()
+    return auroc(wide[:, 1] - wide[:, 0], labels)
 
 
 def expected_calibration_error(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedopt.analysis.distribution import client_distribution
-from fedopt.analysis.metrics import classification_metrics
+from fedopt.analysis.metrics import balanced_accuracy, classification_metrics
 from fedopt.analysis.sharpness import sam_ball_increase, top_hessian_eigenvalue
 from fedopt.client.gradients import mean_gradient
 from fedopt.client.messages import content_of
@@ -41,6 +41,9 @@ class Measurement:
         ece: expected calibration error over 15 bins, in [0, 1] (cross-entropy only).
         mce: maximum calibration error over 15 bins, in [0, 1] (cross-entropy only).
         brier: Brier score, in [0, 2] (cross-entropy only).
+        balanced_accuracy: mean over the classes of their accuracies, in [0, 1].
+        auroc: area under the receiver operating characteristic, in [0, 1] (cross-entropy and two
+            classes only).
     """
 
     examples: int
@@ -49,6 +52,8 @@ class Measurement:
     ece: float = math.nan
     mce: float = math.nan
     brier: float = math.nan
+    balanced_accuracy: float = math.nan
+    auroc: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -186,8 +191,10 @@ class Evaluator:
             return Measurement(count, loss=loss)
         logits, targets = torch.cat(kept), torch.from_numpy(examples.y)
         if not self._is_cross_entropy:
-            accuracy = float((logits.argmax(1) == targets).double().mean())
-            return Measurement(count, loss, accuracy)
+            guesses = logits.argmax(1)
+            accuracy = float((guesses == targets).double().mean())
+            balanced = balanced_accuracy(guesses, targets)
+            return Measurement(count, loss, accuracy, balanced_accuracy=balanced)
         if not torch.isfinite(logits).all():
             return Measurement(count, loss=math.inf)
         return Measurement(count, **classification_metrics(logits, targets))

@@ -26,7 +26,10 @@ from fedopt.sweep.techniques import Technique, names_of, techniques_of, without
 
 WHOLE, BASELINE = "whole", "baseline"
 IN_WHOLE, ALONE, TOGETHER, INTERACTION = "in the whole", "alone", "together", "interaction"
-_DELIVERED = ("test_loss", "test_accuracy", "test_ece", "test_mce", "test_brier")
+_DELIVERED = (
+    *("test_loss", "test_accuracy", "test_ece", "test_mce", "test_brier"),
+    *("test_balanced_accuracy", "test_auroc"),
+)
 _COST_OF = {cost.name: cost for cost in COSTS}
 
 

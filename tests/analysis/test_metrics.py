@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from types import ModuleType
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from fedopt.analysis.metrics import (
     TEMPERATURES,
+    auroc,
+    balanced_accuracy,
     classification_metrics,
     expected_calibration_error,
     maximum_calibration_error,
@@ -106,7 +110,8 @@ def test_metrics_are_their_definitions(examples: int, classes: int) -> None:
     probabilities = logits.softmax(1).numpy()
     one_hot = np.eye(classes)[targets]
     metrics = classification_metrics(logits, targets)
-    assert list(metrics) == ["loss", "accuracy", "ece", "mce", "brier"]
+    auroc = metrics.pop("auroc")
+    assert math.isnan(auroc) == (classes != 2 or len(set(targets.tolist())) < 2)
     # 1e-10: 9,000 float64 numbers summed in another order.
     assert metrics == pytest.approx(
         {
@@ -115,6 +120,7 @@ def test_metrics_are_their_definitions(examples: int, classes: int) -> None:
             "ece": expected_calibration_error(probabilities, targets),
             "mce": maximum_calibration_error(probabilities, targets),
             "brier": ((probabilities - one_hot) ** 2).sum(1).mean(),
+            "balanced_accuracy": balanced_accuracy_score(targets, probabilities.argmax(1)),
         },
         abs=1e-10,
     )
@@ -126,8 +132,46 @@ def test_metrics_accumulate_in_float64_and_leave_gradients_alone() -> None:
     narrow = logits.float().requires_grad_()
     metrics = classification_metrics(narrow, targets.to(torch.int32))
     # Equal, not close: all arithmetic is done after the conversion.
-    assert metrics == classification_metrics(logits.float().double(), targets)
+    wide = classification_metrics(logits.float().double(), targets)
+    np.testing.assert_array_equal(list(metrics.values()), list(wide.values()))
     assert narrow.grad is None
+
+
+@settings(max_examples=60)
+@given(data=st.data(), levels=st.integers(1, 8), examples=st.integers(2, 60))
+def test_auroc_is_that_of_scikit_learn_ties_included(data, levels: int, examples: int) -> None:
+    labels = data.draw(st.lists(st.integers(0, 1), min_size=examples, max_size=examples))
+    scores = data.draw(st.lists(st.integers(0, levels), min_size=examples, max_size=examples))
+    found = auroc(np.array(scores, float), labels)
+    if len(set(labels)) < 2:
+        assert math.isnan(found)
+        return
+    assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert auroc(-np.array(scores, float), labels) == pytest.approx(1 - found, abs=1e-12)
+
+
+def test_auroc_is_not_deceived_by_saturated_probabilities() -> None:
+    logits = torch.tensor([[0.0, 40.0], [0.0, 50.0], [0.0, 60.0]])
+    assert classification_metrics(logits, torch.tensor([0, 1, 1]))["auroc"] == 1.0
+
+
+def test_balanced_accuracy_of_a_constant_is_chance() -> None:
+    assert balanced_accuracy([0] * 10, [0] * 9 + [1]) == 0.5
+    assert balanced_accuracy([2] * 6, [0, 0, 2, 2, 2, 5]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: balanced_accuracy([0, 1], [0]), r"\[2\] and \[1\]"),
+        (lambda: auroc([0.1, 0.2], [0]), r"\[2\] and \[1\]"),
+        (lambda: auroc([0.1, 0.2], [0, 2]), r"0\.\.2"),
+        (lambda: auroc([0.1, float("nan")], [0, 1]), "NaN"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(call, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        call()
 
 
 def test_an_impossible_class_costs_an_infinite_loss() -> None:

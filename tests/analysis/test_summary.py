@@ -29,6 +29,8 @@ def test_final_is_the_last_measured_and_best_the_first_best() -> None:
         "test_ece": None,
         "test_mce": None,
         "test_brier": None,
+        "test_balanced_accuracy": None,
+        "test_auroc": None,
         "test_round": 4,
         "bytes_up": 40,
         "bytes_down": None,

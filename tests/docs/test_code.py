@@ -37,7 +37,10 @@ QUICK = {
     "sweep": ["rounds=2", "--quiet"],
     "ablate": ["rounds=2", "--quiet", "--seeds", "2"],
     "doctor": ["--no-ray"],
-    "search": ["rounds=2", "search.retrain_rounds=2", "search.random_samples=1", "--quiet"],
+    "search": [
+        *("rounds=1", "search.retrain_rounds=1", "search.random_samples=1"),
+        *("clients_per_round=2", "local.batch_size=64", "model.nodes=1", "--quiet"),
+    ],
     "reproduce": ["--quick", "--quiet"],
 }
 ONCE = ("sweep", "ablate")  # take a key once

@@ -32,6 +32,8 @@ _PARTS = {
 _SINGLE = (
     ("lr", "Learning rate", "mean of a client's steps"),
     ("test_brier", "Brier score", ""),
+    ("test_balanced_accuracy", "Balanced accuracy", "mean of the classes' accuracies"),
+    ("test_auroc", "AUROC", "of class 1"),
     ("test_sharpness", "Sharpness", "largest eigenvalue of the Hessian"),
     ("test_ball_increase", "Rise of the loss in SAM's ball", "loss"),
     ("epsilon", "Privacy spent", "epsilon"),
