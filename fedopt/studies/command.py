@@ -119,16 +119,22 @@ def _with_data(form: Form) -> tuple[Form, list[str]]:
     Raises:
         ConfigError: no condition is left.
     """
-    kept, left_out = [], []
+    kept = []
+    missing: dict[str, list[str]] = {}
     for condition in form.study.conditions:
         try:
             if condition.needs is not None:
                 condition.needs()
             kept.append(condition)
         except ConfigError as error:
-            left_out.append(f"{condition.name} is left out: {error}")
+            missing.setdefault(str(error), []).append(condition.name)
     if not kept:
-        raise ConfigError("; ".join(left_out), key="study")
+        raise ConfigError("; ".join(missing), key="study")
+    left_out = [
+        f"{names[0] if len(names) == 1 else f'{len(names)} conditions ({names[0]} and others)'} "
+        f"left out: {why}"
+        for why, names in missing.items()
+    ]
     study = dataclasses.replace(form.study, conditions=tuple(kept))
     return dataclasses.replace(form, study=study), left_out
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +34,38 @@ def needs_fashion_mnist() -> None:
     from fedopt.data.fashion_mnist import find_folder
 
     find_folder(None)
+
+
+# Data that users have ---------------------------------------------------------------------------
+
+BY_PATH = {"MNIST": "FEDOPT_MNIST", "EMNIST": "FEDOPT_EMNIST", "CIFAR-10": "FEDOPT_CIFAR10"}
+"""Data sets that cannot be shipped -> environment variable: a file or folder for `data=files`."""
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words that take a data set of `BY_PATH` from where the user has it."""
+    path = json.dumps(os.environ.get(BY_PATH[name], ""))
+    return ("data=files", f"data.path={path}", f"data.scale={1 / 255}")
+
+
+def needs(name: str) -> Callable[[], None]:
+    """Return the check that a data set of `BY_PATH` is there.
+
+    It raises ConfigError where its variable is not set, or names nothing.
+    """
+
+    def check() -> None:
+        variable = BY_PATH[name]
+        path = os.environ.get(variable)
+        if not path:
+            raise ConfigError(
+                f"{name} cannot be shipped, and is taken from the file that {variable} names, an "
+                ".npz of x, y, test_x and test_y with pixels in 0..255; it is not set"
+            )
+        if not Path(path).expanduser().exists():
+            raise ConfigError(f'"{path}" does not exist', key=variable)
+
+    return check
 
 
 # Sparse bags of words ---------------------------------------------------------------------------
@@ -247,35 +281,79 @@ def watch_people(seed: int, window: int = 128) -> dict[str, Any]:
 # A rare disease ---------------------------------------------------------------------------------
 
 
-def rare_disease(seed: int, clinics: int = 10, share: float = 0.1) -> dict[str, Any]:
+def tumours(seed: int, clinics: int = 10, share: float = 0.1) -> dict[str, Any]:
     """Return clinics that see few malignant tumours, and unequally many.
 
-    The embedded breast-cancer data: a third of all examples is the test set; of the malignant
-    ones among the rest, so many are kept that they are `share` of the training data, and they are
-    spread over the clinics by Dirichlet(0.5) shares; benign ones evenly.
+    The embedded breast-cancer data, half of it for testing. Of the malignant examples of either
+    half so many are kept that they are `share` of it. In the training half they are spread over
+    the clinics by Dirichlet(0.5) shares; benign ones evenly.
 
     Args:
         seed: of the split and the draws.
         clinics: number of clients.
-        share: of malignant examples in the training data, in (0, 0.4).
+        share: of malignant examples, in (0, 0.35).
     """
     from fedopt.data.embedded import read_embedded
 
     x, y = read_embedded("breast_cancer.npz")
     rng = np.random.default_rng([seed, 0xD15E])
     order = rng.permutation(len(x))
-    cut = len(x) // 3
-    test, train = order[:cut], order[cut:]
-    x = ((x - x[train].mean(axis=0)) / x[train].std(axis=0)).astype(np.float32)
-    malignant = 0 if (y == 0).sum() < (y == 1).sum() else 1
-    healthy = train[y[train] != malignant]
-    ill = train[y[train] == malignant]
-    ill = ill[: max(clinics // 2, round(len(healthy) * share / (1 - share)))]
+    rare = 0 if (y == 0).sum() < (y == 1).sum() else 1
+    halves = []
+    for half in np.array_split(order, 2):
+        healthy, ill = half[y[half] != rare], half[y[half] == rare]
+        halves.append((healthy, ill[: round(len(healthy) * share / (1 - share))]))
+    (healthy, ill), test = halves
+    rows = np.concatenate([healthy, ill])
+    x = ((x - x[rows].mean(axis=0)) / x[rows].std(axis=0)).astype(np.float32)
+    labels = (y == rare).astype(np.int64)
+    parts = zip(np.array_split(healthy, clinics), _spread(ill, clinics, rng), strict=True)
+    clients = [np.concatenate(part) for part in parts]
+    held = np.concatenate(test)
+    return {"clients": [(x[c], labels[c]) for c in clients], "test": (x[held], labels[held])}
+
+
+def rare_clinics(
+    seed: int,
+    clinics: int = 20,
+    patients: int = 100,
+    share: float = 0.05,
+    features: int = 10,
+    test_patients: int = 4000,
+) -> dict[str, Any]:
+    """Return clinics with made-up patients, few of them ill, with machines that differ.
+
+    Healthy values are N(m_k, 1) with a mean of clinic k, m_k ~ N(0, 0.5^2). The illness has two
+    forms: it moves the first three values up by 1.5, or down, so that no linear rule finds both.
+    The ill are spread over the clinics by Dirichlet(0.5) shares. Patients of the test set are of
+    clinics that do not train.
+
+    Args:
+        seed: of all draws.
+        clinics: number of clients.
+        patients: healthy ones of each.
+        share: of the ill, in (0, 1).
+        features: values of a patient, >= 3.
+        test_patients: about so many, a hundred a clinic.
+    """
+    rng = np.random.default_rng([seed, 0xC11C])
+
+    def of(healthy: int, ill: int) -> tuple[Array, Array]:
+        x = rng.normal(size=(healthy + ill, features)) + 0.5 * rng.normal(size=features)
+        x[healthy:, :3] += 1.5 * rng.choice([-1.0, 1.0], size=(ill, 1))
+        labels = np.repeat([0, 1], [healthy, ill])
+        return x.astype(np.float32), labels
+
+    def of_all(count: int) -> Clients:
+        total = round(count * patients * share / (1 - share))
+        return [of(patients, len(part)) for part in _spread(np.arange(total), count, rng)]
+
+    clients, held = of_all(clinics), of_all(test_patients // patients)
+    test = tuple(np.concatenate(arrays) for arrays in zip(*held, strict=True))
+    return {"clients": clients, "test": test}
+
+
+def _spread(rows: Array, clinics: int, rng: np.random.Generator) -> list[Array]:
+    """Return rows in parts with Dirichlet(0.5) shares, one a clinic; a part may be empty."""
     shares = rng.dirichlet(np.full(clinics, 0.5))
-    bounds = np.floor(np.cumsum(shares) * len(ill) + 1e-9).astype(int)[:-1]
-    parts = zip(np.array_split(healthy, clinics), np.split(ill, bounds), strict=True)
-    clients = []
-    for few, rare in parts:
-        rows = np.concatenate([few, rare])
-        clients.append((x[rows], (y[rows] == malignant).astype(np.int64)))
-    return {"clients": clients, "test": (x[test], (y[test] == malignant).astype(np.int64))}
+    return np.split(rows, np.round(np.cumsum(shares) * len(rows)).astype(int)[:-1])

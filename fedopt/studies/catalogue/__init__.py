@@ -19,6 +19,7 @@ MODULES = {
     "niid-bench": "niid_bench",
     "personalisation": "personalisation",
     "combination": "combination",
+    "rare-disease": "rare_disease",
 }
 """Name of a study -> its module."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedopt.studies.data import needs_fashion_mnist
+from fedopt.studies.data import needs, needs_fashion_mnist, words_of
 from fedopt.studies.results import Results, all_of, better_by_interval, better_on_every_seed
 from fedopt.studies.study import (
     Arm,
@@ -53,6 +53,13 @@ every = 0
 
 ONE = "one label a client"
 SOME = "Dirichlet 0.1"
+DIRICHLET = ("partition=dirichlet", "partition.clients=100", "partition.alpha=0.1")
+CIFAR = (
+    *words_of("CIFAR-10"),
+    *("model=cnn", "model.channels=[64,64]", "model.hidden=384"),
+    *("rounds=10000", "local.optimizer.lr=0.01", "evaluation.every=50"),
+    "evaluation.sharpness_every=10000",
+)
 LATE = mean_over("test_accuracy", 0.9, 1.0, "test accuracy, last tenth")
 RESTLESS = deviation_over("test_accuracy", 0.75, "deviation of the accuracy, last quarter")
 ECE = final("test_ece", "final ECE", better="lower")
@@ -111,14 +118,17 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
 """,
     differs=(
         "Fashion-MNIST and one hidden layer of 100 in place of CIFAR and a CNN; 400 rounds in "
-        "place of 10,000 and more.",
+        "place of 10,000 and more. Where FEDOPT_CIFAR10 names CIFAR-10, a CNN is trained on it "
+        "for 10,000 rounds as well.",
         "The smallest split is one label a client (alpha = 0 there), the other Dirichlet(0.1).",
         "Sharpness is the largest eigenvalue of the Hessian of the test loss.",
     ),
     base=BASE,
     conditions=(
-        Condition(ONE),
-        Condition(SOME, ("partition=dirichlet", "partition.clients=100", "partition.alpha=0.1")),
+        Condition(ONE, needs=needs_fashion_mnist),
+        Condition(SOME, DIRICHLET, needs=needs_fashion_mnist),
+        Condition(f"CIFAR-10, {ONE}", CIFAR, needs=needs("CIFAR-10")),
+        Condition(f"CIFAR-10, {SOME}", (*CIFAR, *DIRICHLET), needs=needs("CIFAR-10")),
     ),
     arms=(
         Arm("FedAvg"),
@@ -160,5 +170,4 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
         conditions=(ONE,),
         arms=("FedAvg", "FedAvg + SWA"),
     ),
-    needs=needs_fashion_mnist,
 )
