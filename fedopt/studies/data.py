@@ -225,7 +225,8 @@ def watch_file() -> Path:
     found = None if folder is None else next(folder.rglob("watch_dataset.npy"), None)
     if found is None:
         raise ConfigError(
-            "the smart-watch recordings are not here: pip install --no-deps seglearn brings them"
+            "the smart-watch recordings are not here: `pip install fedopt[studies]`, or seglearn "
+            "itself, brings them"
         )
     return found
 

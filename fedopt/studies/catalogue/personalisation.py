@@ -92,16 +92,17 @@ personal model that is pulled towards the common one?
             "FedPer is more accurate than FedAvg",
             lambda r: _better(r, "FedPer", "FedAvg", MEAN.name),
             paper="FedPer, figure 4",
+            is_robust=True,
         ),
         Claim(
             "Ditto is more accurate than FedAvg",
             lambda r: _better(r, "Ditto", "FedAvg", MEAN.name),
             paper="Ditto, table 1",
+            is_robust=True,
         ),
         Claim(
             "Ditto is more accurate than a model of each person's own",
             lambda r: _better(r, "Ditto", "local only", MEAN.name),
-            is_robust=True,
         ),
     ),
     tuning=Tuning(MEAN, seeds=(1000, 1001)),
