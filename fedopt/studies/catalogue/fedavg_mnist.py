@@ -206,10 +206,12 @@ IID data and where every client has two shards of sorted labels?
         ),
     ),
     quick=Quick(
-        words=("rounds=30",),
         seeds=(0, 1),
         conditions=(IID,),
         arms=(FEDSGD, BUSY),
-        grids={FEDSGD: (("local.optimizer.lr=0.3",),), BUSY: (("local.optimizer.lr=0.1",),)},
+        grids={
+            FEDSGD: (("local.optimizer.lr=0.3", "rounds=30"),),
+            BUSY: (("local.optimizer.lr=0.1", "rounds=4"),),
+        },
     ),
 )

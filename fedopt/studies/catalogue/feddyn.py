@@ -128,7 +128,7 @@ does it need fewer rounds than FedAvg, FedProx and SCAFFOLD?
     tuning=Tuning(mean_over("test_accuracy", 0.0), seeds=(1000,)),
     drawings=(Drawing("accuracy", "test_accuracy", "Test accuracy", target=TARGET.value),),
     quick=Quick(
-        words=("rounds=20",),
+        words=("rounds=10", "local.epochs=1"),
         seeds=(0, 1),
         conditions=("Dirichlet 0.3",),
         grids={

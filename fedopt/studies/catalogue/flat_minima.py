@@ -165,8 +165,8 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
     tuning=Tuning(LATE, seeds=(1000,)),
     drawings=(Drawing("accuracy", "test_accuracy", "Test accuracy"),),
     quick=Quick(
-        words=("rounds=120", "evaluation.sharpness_every=0"),
-        seeds=(0, 1, 2),
+        words=("rounds=80", "evaluation.sharpness_every=0"),
+        seeds=(0, 1),
         conditions=(ONE,),
         arms=("FedAvg", "FedAvg + SWA"),
     ),

@@ -146,7 +146,7 @@ Dirichlet shares, or IID labels in unequal numbers. Which strategy survives whic
     ),
     drawings=(Drawing("accuracy", "test_accuracy", "Test accuracy by split"),),
     quick=Quick(
-        words=("rounds=6", "local.epochs=2"),
+        words=("rounds=4", "local.epochs=0.25", "local.batch_size=16"),
         seeds=(0, 1),
         conditions=("IID", ONE),
         arms=("FedAvg", "SCAFFOLD"),

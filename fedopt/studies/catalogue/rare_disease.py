@@ -48,23 +48,23 @@ ACCURACY = final("test_accuracy")
 ECE = final("test_ece", "final ECE", better="lower")
 BRIER = final("test_brier", "final Brier score", better="lower")
 PLAIN = "FedAvg"
-RATES: tuple[Words, ...] = tuple((f"local.optimizer.lr={rate}",) for rate in (0.03, 0.1, 0.3))
+RATES: tuple[Words, ...] = tuple((f"local.optimizer.lr={rate}",) for rate in (0.01, 0.03, 0.1, 0.3))
 ADAM_RATES: tuple[Words, ...] = tuple(
-    (f"local.optimizer.lr={rate}",) for rate in (0.001, 0.003, 0.01)
+    (f"local.optimizer.lr={rate}",) for rate in (1e-4, 3e-4, 1e-3, 3e-3)
 )
 QUICK = (PLAIN, "FedAvg + server SWA", "SCAFFOLD", "FedSAM", "FedAvg, hard examples")
 
 
 def praised(results: Results) -> Finding:
-    """Check that accuracy says more than balanced accuracy, on every seed."""
+    """Check that accuracy says more than balanced accuracy, both as means over the seeds."""
     found = []
     for condition in results.conditions(PLAIN):
-        plain = results.values(condition, PLAIN, ACCURACY.name)
-        balanced = results.values(condition, PLAIN, BALANCED.name)
-        pairs = [(a, b) for a, b in zip(plain, balanced, strict=True) if None not in (a, b)]
-        holds = len(pairs) == len(plain) and all(a > b for a, b in pairs)  # type: ignore[operator]
-        shown = results.cell(condition, PLAIN, ACCURACY), results.cell(condition, PLAIN, BALANCED)
-        found.append((condition, decided(holds, f"{shown[0]} against {shown[1]}")))
+        plain = results.mean(condition, PLAIN, ACCURACY.name)
+        balanced = results.mean(condition, PLAIN, BALANCED.name)
+        if plain is None or balanced is None:
+            return Finding("not shown", f"{condition}: FedAvg diverged")
+        text = f"{plain.mean:.3f} against {balanced.mean:.3f}"
+        found.append((condition, decided(plain.mean > balanced.mean, text)))
     return all_of(found)
 
 
@@ -91,7 +91,7 @@ healthy (AUROC), find them (balanced accuracy), and say honestly how sure they a
         "It is no paper's experiment.",
         "The tumours are those of 569 women, a third of them malignant; most malignant ones are "
         "left out so that they are rare. Some twenty are in the test set: intervals are wide.",
-        "Every arm has three step sizes; one is chosen in each condition by the mean AUROC over "
+        "Every arm has four step sizes; one is chosen in each condition by the mean AUROC over "
         "the second half of the rounds, on seeds that are not reported. The choice sees the test "
         "sets of those seeds.",
         "The threshold is 0.5 throughout: balanced accuracy would gain from one that is chosen.",
@@ -119,7 +119,7 @@ healthy (AUROC), find them (balanced accuracy), and say honestly how sure they a
     seeds=tuple(range(10)),
     claims=(
         Claim(
-            "Accuracy praises FedAvg more than balanced accuracy does, on every seed",
+            "Accuracy praises FedAvg more than balanced accuracy does",
             praised,
             is_robust=True,
         ),
@@ -149,6 +149,6 @@ healthy (AUROC), find them (balanced accuracy), and say honestly how sure they a
         words=("rounds=30",),
         seeds=(0, 1, 2),
         arms=QUICK,
-        grids=dict.fromkeys(QUICK, RATES[2:]),
+        grids=dict.fromkeys(QUICK, RATES[3:]),
     ),
 )

@@ -301,7 +301,7 @@ accuracy, as local epochs grow, and as clients become alike?
         ),
     ),
     quick=Quick(
-        words=("rounds=60", "local.optimizer.lr=0.03"),
+        words=("rounds=60", "local.optimizer.lr=0.03", "local.batch_size=12"),
         seeds=(0, 1),
         conditions=(named(0, 5), named(100, 5)),
         arms=("FedAvg", "SCAFFOLD"),
