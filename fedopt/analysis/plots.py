@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fedopt.analysis.style import DPI, FEW, HEIGHT, SMALL, TEXT, WIDTH, WIDTHS, 
 from fedopt.analysis.targets import Target
 from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError
+from fedopt.layout import laid_out
 
 Run = tuple[str, pd.DataFrame]
 
@@ -242,7 +244,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     smaller: dict[str, Any] = {"pil_kwargs": {"optimize": True}} if suffix == "png" else {}
     buffer = io.BytesIO()
     # Publishers refuse PDFs with Type 3 fonts; 42 embeds TrueType.
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fedopt"}):
+    once = laid_out(figure) if suffix == "png" else nullcontext()
+    with once, matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": "fedopt"}):
         figure.savefig(buffer, format=suffix, dpi=DPI, metadata=stamp, **smaller)
     try:
         write_atomically(path, buffer.getvalue())

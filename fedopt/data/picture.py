@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from fedopt.data.partitioners import IntArray
 from fedopt.data.protocol import Population
 from fedopt.data.statistics import label_matrix, size_edges, tells_labels
+from fedopt.layout import laid_out
 
 # Okabe and Ito (2008) and Petroff (2021): told apart with any colour vision.
 _OKABE_ITO = [
@@ -45,17 +46,18 @@ def draw_population(population: Population, path: str | Path, limit: int = 100) 
         OSError: the file cannot be written.
     """
     if population.classes is None or not tells_labels(population):
-        figure = Figure(figsize=(4.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.2, 3.4), dpi=200, layout="constrained")
         _draw_sizes(figure.subplots(), population.sizes)
     else:
-        figure = Figure(figsize=(10.0, 3.6), layout="constrained")
+        figure = Figure(figsize=(10.0, 3.6), dpi=200, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2.3, 1))
         _draw_labels(left, population, population.classes, limit)
         _draw_sizes(right, population.sizes)
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
-        figure.savefig(temporary, format="png", dpi=200)
+        with laid_out(figure):
+            figure.savefig(temporary, format="png")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
