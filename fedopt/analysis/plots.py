@@ -281,11 +281,12 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
     curves = [line for line in panel.lines if not line.is_reference]
     crowded = len(curves) > len(_COLOURS)
     opacity = _OPACITY if len(curves) <= _BANDS else _OPACITY / 2
+    # An interval may reach beyond what a share, or a loss, can be.
+    least = 0.0 if panel.is_share or all((line.y >= 0).all() for line in curves) else -np.inf
+    most = 1.0 if panel.is_share else np.inf
     for line in curves:
         if line.low is not None and line.high is not None:
-            low, high = line.low, line.high
-            if panel.is_share:  # an interval may reach beyond what a share can be
-                low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+            low, high = np.clip(line.low, least, most), np.clip(line.high, least, most)
             axes.fill_between(line.x, low, high, color=line.look.colour, alpha=opacity, linewidth=0)
     handles = [
         _draw_reference(axes, line)

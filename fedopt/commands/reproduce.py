@@ -34,7 +34,10 @@ def reproduce(
     ] = None,
     pages: Annotated[
         Path | None,
-        typer.Option("--pages", help="a folder that gets page, tables and figures as well"),
+        typer.Option(
+            "--pages",
+            help="a folder that gets the page as well, and a folder of its tables and figures",
+        ),
     ] = None,
     jobs: Annotated[
         int | None,

@@ -17,7 +17,7 @@ from fedopt.atomic import write_atomically
 from fedopt.errors import ConfigError, RunError
 from fedopt.run_lock import RunLock
 from fedopt.studies.catalogue import study_of
-from fedopt.studies.page import Checked, bill_of, check_claims, copy_files, sections_of, write_study
+from fedopt.studies.page import Checked, bill_of, check_claims, sections_of, write_study
 from fedopt.studies.results import Outcome, Results
 from fedopt.studies.runner import Record, Store, run_tasks
 from fedopt.studies.study import Arm
@@ -86,7 +86,7 @@ def reproduce(
         is_quick: run the quick form.
         seeds: how many are reported, >= 2; None: as the study says.
         jobs: runs at once; None: one a core.
-        pages: a folder that gets the page, its tables and its figures as well.
+        pages: a folder that gets the page as well, and its tables and figures in a folder there.
         stream: where progress is shown; None: nowhere.
 
     Raises:
@@ -164,9 +164,7 @@ def _reproduced(
         runs.failed |= after.failed
     seconds = math.fsum(record.seconds for _, record in runs.ended.values())
     bill = bill_of(len(runs.ended), seconds)
-    files = write_study(parts, bill, directory, left_out)
-    if pages is not None:
-        copy_files(files, pages)
+    files = write_study(parts, bill, directory, left_out, pages)
     tables = [section for part in parts for section in sections_of(*part)]
     made = Reproduction(directory, results, checked, tables, files, bill, runs.failed)
     write_atomically(directory / SUMMARY_FILE, to_json(made.summary).encode())

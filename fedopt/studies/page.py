@@ -51,7 +51,11 @@ def sections_of(results: Results, checked: Checked) -> list[Section]:
 
 
 def write_study(
-    parts: Sequence[Part], bill: str, directory: Path, left_out: Sequence[str] = ()
+    parts: Sequence[Part],
+    bill: str,
+    directory: Path,
+    left_out: Sequence[str] = (),
+    pages: Path | None = None,
 ) -> list[Path]:
     """Write the page, its tables and its figures; each file in one step.
 
@@ -60,9 +64,11 @@ def write_study(
         bill: what the runs cost, a sentence.
         directory: where to; made if need be.
         left_out: what was not run, and why.
+        pages: a folder that gets the page as well, NAME.md, and the rest in its folder NAME; made
+            if need be.
 
     Returns:
-        The files.
+        The files in `directory`.
 
     Raises:
         RunError: one cannot be written.
@@ -90,23 +96,19 @@ def write_study(
                 files += plot.save(directory / f"{drawing.name}.png", with_data=True)
                 drawn.append(drawing)
         shown.append(drawn)
-    tables = list(texts)
-    texts[f"{parts[0][0].study.slug}.md"] = _page(parts, bill, shown, tables, left_out)
     for file, text in texts.items():
         files.append(directory / file)
         _write(files[-1], text.encode())
+    slug, tables = parts[0][0].study.slug, list(texts)
+    if pages is not None:
+        (pages / slug).mkdir(parents=True, exist_ok=True)
+        for path in files:
+            _write(pages / slug / path.name, path.read_bytes())
+        page = _page(parts, bill, shown, tables, left_out, f"{slug}/")
+        _write(pages / f"{slug}.md", page.encode())
+    files.append(directory / f"{slug}.md")
+    _write(files[-1], _page(parts, bill, shown, tables, left_out, "").encode())
     return files
-
-
-def copy_files(files: Sequence[Path], directory: Path) -> None:
-    """Copy files into a folder, which is made if need be; each in one step.
-
-    Raises:
-        RunError: one cannot be written.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        _write(directory / file.name, file.read_bytes())
 
 
 def _write(path: Path, payload: bytes) -> None:
@@ -136,16 +138,18 @@ def _measure_section(results: Results, measure: Measure) -> Section:
     conditions = [
         c for c in study.conditions if any(results.has(c.name, a.name) for a in study.arms)
     ]
-    cells, data = [], []
-    for arm in study.arms:
+    arms = [a for a in study.arms if any(results.has(c.name, a.name) for c in conditions)]
+    data: list[dict[str, Any]] = []
+    for arm in arms:
         row: dict[str, Any] = {"arm": arm.name}
         for condition in conditions:
             is_there = results.has(condition.name, arm.name)
             text = results.cell(condition.name, arm.name, measure) if is_there else ""
             row[condition.name] = text
-        if any(row[c.name] for c in conditions):
-            cells.append(list(row.values()))
-            data.append(row)
+        data.append(row)
+    table = pd.DataFrame(data).set_index("arm")
+    if len(conditions) > len(arms):  # a table that is long is easier to read than one that is wide
+        table = table.T.rename_axis("condition")
     way = f"; {measure.better} is better" if measure.better else ""
     n = len(study.seeds)
     notes = [
@@ -154,11 +158,11 @@ def _measure_section(results: Results, measure: Measure) -> Section:
     return Section(
         measure.name,
         f"{measure.name}{way}",
-        ["arm", *(c.name for c in conditions)],
-        cells,
+        [str(table.index.name), *table.columns],
+        table.reset_index().to_numpy().tolist(),
         data,
         notes,
-        left=["arm"],
+        left=[str(table.index.name)],
     )
 
 
@@ -253,8 +257,9 @@ def _page(
     shown: Sequence[Sequence[Drawing]],
     tables: Sequence[str],
     left_out: Sequence[str],
+    folder: str,
 ) -> str:
-    """Return the page as Markdown; links lead into the folder that it lies in."""
+    """Return the page as Markdown; `folder` is that of the files it links to, with a slash."""
     (results, checked), later = parts[0], parts[1:]
     study = results.study
     out = io.StringIO()
@@ -266,8 +271,8 @@ def _page(
         for measure in results.study.measures:
             say(_measure_section(results, measure).markdown())
         for drawing in drawings:
-            say(f"![{drawing.caption}]({drawing.name}.png)\n")
-            say(f"{drawing.caption}. [Data]({drawing.name}.csv).\n")
+            say(f"![{drawing.caption}]({folder}{drawing.name}.png)\n")
+            say(f"{drawing.caption}. [Data]({folder}{drawing.name}.csv).\n")
 
     say(f"# {study.title}\n")
     say(f"Source: {study.source}.\n")
@@ -304,7 +309,7 @@ def _page(
     chosen_on = "" if tuned is None else f"; alternatives are chosen on {_seeds(tuned.seeds)}"
     say(f"Seeds: {_seeds(study.seeds)}{chosen_on}.\n")
     say(f"{bill} Made with {_versions()}.\n")
-    say("Tables: " + ", ".join(f"[{name}]({name})" for name in tables) + ".")
+    say("Tables: " + ", ".join(f"[{name}]({folder}{name})" for name in tables) + ".")
     return out.getvalue()
 
 

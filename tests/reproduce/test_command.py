@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,8 +104,11 @@ def test_tables_page_and_figure_are_written(folder, made):
     assert "2 of 2 diverged" in page
     assert (where / "accuracy.png").stat().st_size > 10_000
     assert set(pd.read_csv(where / "accuracy.csv")["series"]) == {"one step", "ten steps"}
-    for file in ("mine-STUDY.md", "results.csv", "claims.csv", "accuracy.png"):
-        assert (folder / "pages" / file).read_bytes() == (where / file).read_bytes()
+    there = folder / "pages" / "mine-STUDY"
+    for file in ("results.csv", "claims.csv", "accuracy.png", "accuracy.csv"):
+        assert (there / file).read_bytes() == (where / file).read_bytes()
+    told = (folder / "pages" / "mine-STUDY.md").read_text()
+    assert told == re.sub(r"\]\((?=accuracy|\w+\.csv)", "](mine-STUDY/", page)
 
 
 def test_the_same_call_runs_nothing_again(folder, made):

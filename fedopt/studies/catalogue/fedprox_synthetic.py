@@ -88,6 +88,9 @@ EARLY = mean_over("test_accuracy", 10, 100, "test accuracy, rounds 11 to 100")
 SPREAD = mean_over(
     "gradient_variance", 0.5, 1.0, "gradient variance, last half", ".3f", better="lower"
 )
+DISSIMILARITY = mean_over(
+    "gradient_dissimilarity", 0.5, 1.0, "gradient dissimilarity, last half", ".2f", better="lower"
+)
 WORST = worst_over("objective", 0.5, "highest training loss, last half", ".3f")
 
 
@@ -214,7 +217,14 @@ def drawings() -> tuple[Drawing, ...]:
         conditions=tuple(named(data, 0) for data, _ in DATA),
         arms=arms,
     )
-    return (*losses, accuracies, variance)
+    dissimilarity = Drawing(
+        "dissimilarity_0",
+        "gradient_dissimilarity",
+        "Dissimilarity B of the devices' gradients (definition 3), no stragglers",
+        conditions=tuple(named(data, 0) for data, _ in DATA),
+        arms=arms,
+    )
+    return (*losses, accuracies, variance, dissimilarity)
 
 
 STUDY = Study(
@@ -258,7 +268,7 @@ term `mu / 2 |w - x|^2` help on top?
             for mu in (0, *MUS)
         ),
     ),
-    measures=(OBJECTIVE, ACCURACY, EARLY, WORST, SPREAD),
+    measures=(OBJECTIVE, ACCURACY, EARLY, WORST, SPREAD, DISSIMILARITY),
     seeds=(0, 1, 2),
     claims=CLAIMS,
     drawings=drawings(),
@@ -268,4 +278,19 @@ term `mu / 2 |w - x|^2` help on top?
         conditions=(named("IID", 0), named("(1, 1)", 90)),
         arms=("FedAvg, drops", prox(0), prox(1.0)),
     ),
+    seconds=(3251, 30),
+    reading="""
+On data that differ, mu = 1 does what the paper says: on (1, 1) with 90 % stragglers it ends lower
+than dropping on every seed, learns sooner, and its curves are smooth where those of the others
+jump. The gradients of the devices agree more with it. On IID data it only slows learning.
+
+Keeping partial work alone (mu = 0) is another matter. It learns much faster than dropping (rounds
+11 to 100), but after 200 rounds the two ends lie within each other's intervals: with three draws
+of the data, whose difficulty varies more than the methods do, no difference in the final loss is
+shown.
+
+The 22 points are not reached: at the end mu = 1 gains 6 to 9 points over dropping on these three
+data sets. Over rounds 11 to 100 the gap is 15 to 24 points. The paper's number is of five data
+sets, each at the round where its stopping rule ends, and between the two.
+""",
 )
