@@ -50,7 +50,7 @@ BRIER = final("test_brier", "final Brier score", better="lower")
 PLAIN = "FedAvg"
 RATES: tuple[Words, ...] = tuple((f"local.optimizer.lr={rate}",) for rate in (0.01, 0.03, 0.1, 0.3))
 ADAM_RATES: tuple[Words, ...] = tuple(
-    (f"local.optimizer.lr={rate}",) for rate in (1e-4, 3e-4, 1e-3, 3e-3)
+    (f"local.optimizer.lr={rate}",) for rate in (0.003, 0.01, 0.03, 0.1)
 )
 QUICK = (PLAIN, "FedAvg + server SWA", "SCAFFOLD", "FedSAM", "FedAvg, hard examples")
 
