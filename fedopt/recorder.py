@@ -30,7 +30,12 @@ from fedopt.analysis.store import RunWriter, last_recorded_round
 from fedopt.analysis.summary import summarise
 from fedopt.architecture_log import ArchitectureLog
 from fedopt.atomic import remove_temporary
-from fedopt.calibration import draw_reliability, final_calibration, reliability_facts
+from fedopt.calibration import (
+    FinalCalibration,
+    draw_reliability,
+    final_calibration,
+    reliability_facts,
+)
 from fedopt.client.trainer import Reports, Status
 from fedopt.config import Config
 from fedopt.data.population import Examples
@@ -440,17 +445,8 @@ class Recorder:
             averaged,
         )
         if writer.directory is not None:
-            from fedopt.analysis.plots import save_figure
-
-            save_figure(run.plot(), writer.directory / "convergence.png")
-            draw_reliability(self.experiment, calibration, writer.directory / "reliability.png")
-            if run.history["validation_accuracy_mean"].notna().any():
-                from fedopt.analysis.client_plots import client_figure
-
-                figure = client_figure(run.history, config.strategy.name)
-                save_figure(figure, writer.directory / "clients.png")
+            self._draw_figures(run, calibration)
             writer.write_json("reliability.json", reliability_facts(calibration))
-        self._draw_population()
         self._write_report(run.history, run.clients, summary)
         # Last: who reads that the run is completed finds all of it.
         writer.write_json("summary.json", summary)
@@ -554,8 +550,22 @@ class Recorder:
         self._population = population_statistics(everyone)
         self.writer.write_json("population.json", self._population | population_table(everyone))
 
+    def _draw_figures(self, run: Run, calibration: FinalCalibration) -> None:
+        """Draw the run's figures: at the end, because they take longer than many rounds do."""
+        from fedopt.analysis.plots import save_figure
+
+        directory = self.writer.directory
+        assert directory is not None
+        save_figure(run.plot(), directory / "convergence.png")
+        draw_reliability(self.experiment, calibration, directory / "reliability.png")
+        if run.history["validation_accuracy_mean"].notna().any():
+            from fedopt.analysis.client_plots import client_figure
+
+            figure = client_figure(run.history, self.experiment.config.strategy.name)
+            save_figure(figure, directory / "clients.png")
+        self._draw_population()
+
     def _draw_population(self) -> None:
-        """Draw the population: at the end, because it takes longer than many rounds do."""
         if self.writer.directory is not None and self._population:
             from fedopt.data.picture import draw_population
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from fedopt.recorder import Recorder
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Ray finds a running cluster by a file in its folder; tests must not join each other's.
     _own = Path(tempfile.gettempdir()) / f"ray-{os.environ['PYTEST_XDIST_WORKER']}"
@@ -53,6 +55,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, first in enumerate(FIRST) if name.startswith(first)), len(FIRST))
 
     items.sort(key=place)
+
+
+WITHOUT_FIGURES = (
+    *("client", "compression", "curriculum", "drift", "search", "secure", "server", "simulation"),
+    *("sweep", "system", "testing", "deployment/test_deployed.py", "test_techniques.py"),
+    *("test_malformed_input.py", "docs/test_code.py", "test_explanation.py", "test_lr_range.py"),
+)
+"""Files and folders whose runs draw no figures, as far as they are in the tests' own process:
+drawing takes longer than most of these runs. tests/analysis, tests/data and tests/e2e look at them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave out the figures of runs where nobody looks at them."""
+    name = request.path.relative_to(Path(__file__).parent).as_posix()
+    with pytest.MonkeyPatch.context() as patch:
+        if name.startswith(WITHOUT_FIGURES):
+            for method in ("_draw_figures", "_draw_population"):
+                patch.setattr(Recorder, method, lambda *_: None)
+        yield
 
 
 settings.register_profile("fedopt", deadline=None, derandomize=True, max_examples=50)

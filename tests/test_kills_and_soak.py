@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks import kills
 
-EXHAUSTIVE = pytest.mark.exhaustive
-
 ROOT = Path(kills.__file__).parents[1]
 
 
@@ -29,13 +27,8 @@ def execute(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "scaffold" else pytest.param(name, marks=EXHAUSTIVE)
-        for name in kills.STRATEGIES
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", kills.STRATEGIES)
 def test_runs_survive_being_killed(name: str) -> None:
     words = ["--kills", "3", "--without-ray", "--seed", "1", "--strategies", name]
     result = execute("benchmarks.kills", *words)
@@ -69,7 +62,8 @@ def test_a_run_that_is_spoilt_would_be_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=EXHAUSTIVE)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", ["inline", "ray"])
 def test_nothing_is_left_after_a_long_run(engine: str) -> None:
     result = execute("benchmarks.soak", "--rounds", "160", "--engine", engine)
     assert result.returncode == 0, result.stderr

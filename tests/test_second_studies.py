@@ -24,13 +24,8 @@ STUDIES = {
 INTERVAL = re.compile(r"[+-]\d+\.\d{4} to [+-]\d+\.\d{4}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "digits" else pytest.param(name, marks=pytest.mark.exhaustive)
-        for name in STUDIES
-    ],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_quick_study_prints_intervals(name: str, tmp_path: Path) -> None:
     script, out = FOLDER / STUDIES[name] / "run.py", tmp_path / "out"
     ran = subprocess.run(
@@ -64,6 +59,7 @@ def test_the_study_of_search_goes_from_search_to_comparison(tmp_path: Path) -> N
     assert len(pd.read_csv(tmp_path / "results.csv")) == 1
 
 
+@pytest.mark.exhaustive
 def test_curvature_needs_fewer_rounds_where_scales_are_spread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -87,14 +87,14 @@ def test_swapping_the_two_turns_the_interval_round():
 
 def test_it_covers_the_true_mean_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    trials, pairs, truth = 4000, 5, 0.3
+    trials, pairs, truth = 1000, 5, 0.3
     shared = rng.normal(0, 10, (trials, pairs))  # what a seed does to both members of a pair
     a = shared + truth + rng.normal(0, 1, (trials, pairs))
     b = shared + rng.normal(0, 1, (trials, pairs))
     for level in (0.8, 0.95):
         found = [paired_interval(x, y, level) for x, y in zip(a, b, strict=True)]
         covered = sum(i.low <= truth <= i.high for i in found) / trials
-        # Four standard deviations of a share of 4,000 trials.
+        # Four standard deviations of a share of 1,000 trials.
         assert covered == pytest.approx(level, abs=4 * math.sqrt(level * (1 - level) / trials))
 
 

@@ -350,7 +350,10 @@ def test_a_step_without_examples_leaves_everything_as_it_was() -> None:
 @pytest.mark.parametrize(
     "local",
     [
-        {"self_paced": {"name": "linear", "quantile": 0.4, "scope": "shared"}},
+        pytest.param(
+            {"self_paced": {"name": "linear", "quantile": 0.4, "scope": "shared"}},
+            marks=pytest.mark.exhaustive,
+        ),
         {"curriculum": {"name": "curriculum", "full_at": 0.5}},
     ],
     ids=["shared threshold", "curriculum"],

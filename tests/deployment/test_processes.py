@@ -27,7 +27,7 @@ from .command import FEDOPT, fedopt
 pytestmark = pytest.mark.slow
 
 RUN = [
-    *("strategy=scaffold", "partition.clients=3", "clients_per_round=3", "rounds=3"),
+    *("strategy=scaffold", "partition.clients=3", "clients_per_round=3", "rounds=2"),
     *("local.epochs=1", "model.hidden=[32]", "engine.block_size=1"),
 ]
 

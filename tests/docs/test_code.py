@@ -37,6 +37,7 @@ QUICK = {
     "sweep": ["rounds=2", "--quiet"],
     "ablate": ["rounds=2", "--quiet", "--seeds", "2"],
     "doctor": ["--no-ray"],
+    "lr-range": ["--rounds", "6"],
     "search": [
         *("rounds=1", "search.retrain_rounds=1", "search.random_samples=1"),
         *("clients_per_round=2", "local.batch_size=64", "model.nodes=1", "--quiet"),

@@ -128,10 +128,14 @@ def test_help_shows_an_example_that_the_command_takes(name: str, tmp_path: Path)
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
+LONG = ("ablate", "demo", "search", "sweep")
+"""Commands of several runs each, which have tests of their own."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.exhaustive) if name in ("ablate", "search") else name
+        pytest.param(name, marks=pytest.mark.exhaustive) if name in LONG else name
         for name in commands()
         if name in USES
     ],

@@ -159,6 +159,7 @@ def test_flwr_run_reads_a_config_file(flower, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_flwr_run_fails_where_the_configuration_is_bad(flower, tmp_path):
     status, log = flower.run(strategy__name="scafold", rounds=2, out=str(tmp_path / "out"))
     assert status == "finished:failed"

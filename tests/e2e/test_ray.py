@@ -158,7 +158,8 @@ class Assassin(SilentProgress):
             self.killed.append(pid)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=EXHAUSTIVE), "scaffold"])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_a_killed_worker_changes_nothing(inline, strategy, caplog):
     settings = tables(strategy)
     settings["engine"]["workers"] = 2

@@ -210,6 +210,7 @@ class Twice(SilentProgress):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background job ignores
 experiment = Experiment.from_config(load(None, sys.argv[1:]))
 execute(experiment, __import__("pathlib").Path("run"), Twice())
 """

@@ -163,6 +163,7 @@ def test_a_run_killed_twice_goes_on(tmp_path, undisturbed):
     assert found == summary(undisturbed("scaffold"))["model_sha256"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_without_checkpoints_begins_again(tmp_path, undisturbed):
     interrupt(tmp_path, "engine=inline", "checkpoint.every=0", "strategy=scaffold")
     assert fedopt(tmp_path, "resume", "broken", "--quiet").code == 0

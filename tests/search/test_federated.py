@@ -188,6 +188,7 @@ TABLES: dict[str, Any] = {
 }
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path: Path) -> None:
     config = load(None, **TABLES)
     whole = run_search(config, tmp_path / "whole", SilentProgress())

@@ -263,9 +263,17 @@ def assert_resumes(folder: Path, tables: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "tables",
     [
-        {"uplink": {"clip": {"norm": 0.3}, "privacy": {"noise_multiplier": 0.5, "delta": 0.01}}},
+        pytest.param(
+            {
+                "uplink": {
+                    "clip": {"norm": 0.3},
+                    "privacy": {"noise_multiplier": 0.5, "delta": 0.01},
+                }
+            },
+            marks=pytest.mark.exhaustive,
+        ),
         {"uplink": {"compression": {"name": "power_sgd"}}, "strategy": "scaffold"},
-        {"attack": {"name": "alie", "fraction": 0.5}},
+        pytest.param({"attack": {"name": "alie", "fraction": 0.5}}, marks=pytest.mark.exhaustive),
         {"attack": {"name": "alie", "fraction": 0.5}, "strategy": "trimmed_mean"},
     ],
     ids=["noise", "feedback", "alie", "alie_collected"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,7 @@ def test_a_worker_that_was_given_up_is_not_taken_for_another(board: Switchboard)
     board.drop(old)
     late = threading.Thread(target=serve, args=(board.address, old.number, lambda: "old"))
     late.start()
+    assert connection.wait([board._socket], 10)  # it calls first
     line, _ = called(board, lambda: "new")
     assert asked(board, line) == "new"
     late.join(10)

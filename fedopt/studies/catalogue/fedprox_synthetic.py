@@ -273,7 +273,7 @@ term `mu / 2 |w - x|^2` help on top?
     claims=CLAIMS,
     drawings=drawings(),
     quick=Quick(
-        words=("rounds=20",),
+        words=("rounds=14",),
         seeds=(0, 1),
         conditions=(named("IID", 0), named("(1, 1)", 90)),
         arms=("FedAvg, drops", prox(0), prox(1.0)),
