@@ -63,7 +63,7 @@ WITHOUT_FIGURES = (
     *("test_malformed_input.py", "docs/test_code.py", "test_explanation.py", "test_lr_range.py"),
 )
 """Files and folders whose runs draw no figures, as far as they are in the tests' own process:
-drawing takes longer than most of these runs. Those of tests/analysis and tests/e2e are looked at."""
+drawing takes longer than most of these runs. Those of tests/analysis and tests/e2e are seen."""
 
 
 @pytest.fixture(scope="module", autouse=True)
