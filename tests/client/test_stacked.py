@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fedopt
-from fedopt.client import softmax_steps, stacked, stacked_layers
+from fedopt.client import softmax_steps, stacked, stacked_batches, stacked_layers
 from fedopt.client.algorithm import LocalTerms
 from fedopt.client.engines import choose_engine
 from fedopt.client.loop import LoopEngine
@@ -169,6 +169,23 @@ def test_large_products_stay_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax_steps, "MOST_PRODUCTS", 6 * 3 * 4 - 1)
     monkeypatch.setattr(SoftmaxSteps, "take", None)
     assert_agree(train("stacked", "logistic"), train("loop", "logistic"))
+
+
+@pytest.mark.parametrize("kind", ["logistic", "mlp"])
+@pytest.mark.parametrize(
+    "work", [{"epochs": 3, "batch_size": 4}, {"epochs": 4, "batch_size": "full"}]
+)
+def test_where_a_stretch_of_steps_ends_changes_no_bit(
+    kind: str, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = {"optimizer": {"lr": 0.1, "weight_decay": 0.01}, **work}
+    tables = {"local": local, "strategy": {"name": "scaffold"}, "system": {"stragglers": 0.5}}
+    whole = train("stacked", kind, **tables)
+    for examples in (1, 7, 40):
+        monkeypatch.setattr(stacked_batches, "_STRETCH_EXAMPLES", examples)
+        found = train("stacked", kind, **tables)
+        assert found.summary["model_sha256"] == whole.summary["model_sha256"], examples
+        assert found.history["train_loss"].equals(whole.history["train_loss"])
 
 
 def test_a_loss_of_the_user_agrees_with_the_loop() -> None:
