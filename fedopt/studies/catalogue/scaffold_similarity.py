@@ -25,7 +25,7 @@ from fedopt.studies.study import (
 )
 
 BASE = """\
-rounds = 300
+rounds = 200
 clients_per_round = 20
 
 [data]
@@ -39,7 +39,7 @@ clients = 100
 name = "logistic"
 
 [local]
-batch_size = 120
+batch_size = 16
 
 [local.optimizer]
 name = "sgd"
@@ -95,10 +95,7 @@ SAMPLED = tuple(
     for count in (5, 1)
     for s in (0, 10)
 )
-NETWORK = tuple(
-    similar(s, 5, ", two layers", "model=mlp", "model.hidden=[100]", "local.batch_size=60")
-    for s in (0, 10)
-)
+NETWORK = tuple(similar(s, 5, ", two layers", "model=mlp", "model.hidden=[100]") for s in (0, 10))
 
 
 def ratios(
@@ -264,7 +261,7 @@ accuracy, as local epochs grow, and as clients become alike?
         ),
         Arm(
             "SGD",
-            ("strategy=fedavg", "local.steps=1", "local.batch_size=600"),
+            ("strategy=fedavg", "local.steps=1", "local.batch_size=80"),
             (*RATES[1:], ("local.optimizer.lr=1.0",)),
             conditions=tuple(named(s, 1, data=data) for data in ("", EMNIST) for s in SIMILARITIES),
         ),
@@ -301,7 +298,7 @@ accuracy, as local epochs grow, and as clients become alike?
         ),
     ),
     quick=Quick(
-        words=("rounds=60", "local.optimizer.lr=0.03", "local.batch_size=12"),
+        words=("rounds=60", "local.optimizer.lr=0.03"),
         seeds=(0, 1),
         conditions=(named(0, 5), named(100, 5)),
         arms=("FedAvg", "SCAFFOLD"),
