@@ -8,7 +8,7 @@ spreads them better; the limit is a fixed rule, never a timing, so that bits do 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,9 @@ from fedopt.client.stacked_batches import Stretch
 MOST_PRODUCTS = 1 << 17
 """Multiplications of one client's forward pass up to which numpy is used. OpenBLAS keeps products
 of this size on one thread, however many it has, so that its bits are those of one."""
+
+_GATHERED_NBYTES = 1 << 19
+"""Inputs that are gathered at once."""
 
 Array = npt.NDArray[Any]
 
@@ -82,13 +85,7 @@ class SoftmaxSteps:
         drift: Sequence[Tensor] | None,
     ) -> None:
         self._stacked = weight.numpy(), None if bias is None else bias.numpy()
-        flat = inputs.flatten(1).numpy()
-        if bias is None:
-            self._x = np.ascontiguousarray(flat)
-        else:
-            self._x = np.empty((len(flat), flat.shape[1] + 1), flat.dtype)
-            self._x[:, :-1] = flat
-            self._x[:, -1] = 1
+        self._x = np.ascontiguousarray(inputs.flatten(1).numpy())
         self._y = targets.numpy()
         self._weight = _joined(*self._stacked)
         self._gradient = np.empty_like(self._weight)
@@ -186,15 +183,12 @@ class SoftmaxSteps:
         scales: Array,
     ) -> None:
         """Take steps: the arrays have one row a step, and `weight` is changed in place."""
-        x = np.empty((*rows.shape[1:], self._x.shape[1]), weight.dtype)
         z = np.empty(hot.shape[1:], weight.dtype)
         flat, turned, transposed = z.reshape(-1), z.swapaxes(-1, -2), weight.swapaxes(-1, -2)
         is_pulled = pulls.are_some
-        for step, (row, one, place, top, total, scale) in enumerate(
-            zip(rows, hot, places, tops, totals, scales, strict=True)
+        for step, (x, one, place, top, total, scale) in enumerate(
+            zip(self._inputs(rows), hot, places, tops, totals, scales, strict=True)
         ):
-            # Rows are in range by construction: "clip" spares a check and a buffer.
-            self._x.take(row, axis=0, out=x, mode="clip")
             np.matmul(x, transposed, out=z)
             np.subtract(z, np.maximum.reduce(z, axis=-1, keepdims=True), out=z)
             flat.take(place, out=top, mode="clip")
@@ -207,6 +201,26 @@ class SoftmaxSteps:
             if is_pulled:
                 pulls.apply(step, weight)
             np.subtract(weight, gradient, out=weight)
+
+    def _inputs(self, rows: Array) -> Iterator[Array]:
+        """Return the inputs of each step, `[..., B, D]` or with a 1 behind them for the bias.
+
+        They are gathered for as many steps as stay in the cache until they are used.
+        """
+        width = self._weight.shape[-1]
+        dtype, features = self._weight.dtype, self._x.shape[1]
+        most = max(1, _GATHERED_NBYTES // (rows[0].size * width * dtype.itemsize))
+        found = np.empty((min(most, len(rows)), *rows.shape[1:], features), dtype)
+        whole = found
+        if width > features:
+            whole = np.ones((*found.shape[:-1], width), dtype)
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            # Rows are in range by construction: "clip" spares a check and a buffer.
+            self._x.take(part, axis=0, out=found[: len(part)], mode="clip")
+            if whole is not found:
+                whole[: len(part), ..., :features] = found[: len(part)]
+            yield from whole[: len(part)]
 
 
 class _Pulls:
