@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,7 @@ PURE_CLIENT = ("algorithm", "plan", "loop", "stacked", "stacked_layers", "engine
 """Local training proper knows neither Flower nor Ray."""
 
 
+@cache
 def imports(module: str) -> set[str]:
     """The modules that a module imports, wherever it does, except for type checking."""
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))

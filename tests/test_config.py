@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -502,6 +502,7 @@ def test_configurations_survive_toml_and_json(tree: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "name"), [(key, name) for key, names in VALUES.items() for name in names]
 )
+@settings(max_examples=20)
 @given(data=st.data())
 def test_every_option_of_every_entry_survives_toml(
     key: str, name: str, data: st.DataObject
