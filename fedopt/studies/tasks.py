@@ -93,7 +93,9 @@ def whole(study: Study, seeds: int | None = None) -> Form:
         seeds: how many seeds are reported; None: the study's.
     """
     if seeds is not None:
-        study = dataclasses.replace(study, seeds=tuple(range(seeds)))
+        full, short = study.seconds
+        seconds = full * seeds / len(study.seeds), short  # tuning aside
+        study = dataclasses.replace(study, seeds=tuple(range(seeds)), seconds=seconds)
     return Form(study)
 
 
