@@ -42,6 +42,11 @@ BY_PATH = {"MNIST": "FEDOPT_MNIST", "EMNIST": "FEDOPT_EMNIST", "CIFAR-10": "FEDO
 """Data sets that cannot be shipped -> environment variable: a file or folder for `data=files`."""
 
 
+def is_set(name: str) -> bool:
+    """Return whether a user says where a data set of `BY_PATH` is."""
+    return bool(os.environ.get(BY_PATH[name]))
+
+
 def words_of(name: str) -> tuple[str, ...]:
     """Return the words that take a data set of `BY_PATH` from where the user has it."""
     path = json.dumps(os.environ.get(BY_PATH[name], ""))

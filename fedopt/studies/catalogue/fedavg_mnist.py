@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedopt.analysis.targets import Target
-from fedopt.studies.data import needs, needs_fashion_mnist, words_of
+from fedopt.studies.data import is_set, needs, needs_fashion_mnist, words_of
 from fedopt.studies.results import NOT_RUN, Results, decided, ratio_to_target
 from fedopt.studies.study import (
     Arm,
@@ -154,7 +154,13 @@ IID data and where every client has two shards of sorted labels?
         ),
         Arm(BUSY, ("local.epochs=5", "local.batch_size=10"), RATES),
     ),
-    measures=(ROUNDS, SOON, CNN_ROUNDS, BEST, MNIST_ROUNDS, MNIST_CNN_ROUNDS),
+    measures=(
+        ROUNDS,
+        SOON,
+        CNN_ROUNDS,
+        BEST,
+        *((MNIST_ROUNDS, MNIST_CNN_ROUNDS) if is_set("MNIST") else ()),
+    ),
     seeds=(0, 1, 2),
     claims=(
         Claim(

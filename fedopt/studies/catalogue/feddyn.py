@@ -139,4 +139,5 @@ does it need fewer rounds than FedAvg, FedProx and SCAFFOLD?
         },
     ),
     needs=needs_fashion_mnist,
+    seconds=(9100, 20),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedopt.analysis.targets import Target
-from fedopt.studies.data import needs, needs_fashion_mnist, words_of
+from fedopt.studies.data import is_set, needs, needs_fashion_mnist, words_of
 from fedopt.studies.results import NOT_RUN, Ratio, Results, all_of, decided, ratio_to_target
 from fedopt.studies.study import (
     Arm,
@@ -268,7 +268,7 @@ accuracy, as local epochs grow, and as clients become alike?
             conditions=tuple(named(s, 1, data=data) for data in ("", EMNIST) for s in SIMILARITIES),
         ),
     ),
-    measures=(ROUNDS, MEGABYTES, FINAL, BEST, EMNIST_ROUNDS),
+    measures=(ROUNDS, MEGABYTES, FINAL, BEST, *((EMNIST_ROUNDS,) if is_set("EMNIST") else ())),
     seeds=(0, 1, 2),
     claims=CLAIMS,
     tuning=Tuning(mean_over("test_accuracy", 0.0), seeds=(1000,), rungs=(Rung(("rounds=75",)),)),
@@ -305,4 +305,21 @@ accuracy, as local epochs grow, and as clients become alike?
         conditions=(named(0, 5), named(100, 5)),
         arms=("FedAvg", "SCAFFOLD"),
     ),
+    seconds=(3802, 36),
+    reading="""
+Where clients share nothing, control variates do what the paper says: FedAvg needs 35 to 38 rounds
+to 0.75 however long its clients work, SCAFFOLD 14, and 11 with more epochs. A round of SCAFFOLD
+costs twice the bytes, and it still needs 22 to 38 % fewer. At the end FedAvg swings between
+rounds and is 3 to 6 points lower on average.
+
+The rest is less kind. With a tenth of the data alike, drift is nearly gone: with 5 and more
+epochs SCAFFOLD saves no round that three seeds would show, and costs about twice the bytes. Alike
+clients need the same rounds at twice the bytes. FedProx with mu = 1 is never clearly faster than
+FedAvg, and slower with many epochs on unlike clients. The two-layer network gains a point from
+SCAFFOLD at 0 % and loses one at 10 %, so that claim does not hold here.
+
+With fewer clients a round SCAFFOLD keeps its lead at 0 %: 31 rounds against 82 with 5 clients.
+With one client a round FedAvg did not reach 0.75 in 200 rounds on any seed, SCAFFOLD did on all,
+with a wide interval.
+""",
 )
