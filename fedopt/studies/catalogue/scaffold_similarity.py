@@ -308,14 +308,14 @@ accuracy, as local epochs grow, and as clients become alike?
     seconds=(3802, 36),
     reading="""
 Where clients share nothing, control variates do what the paper says: FedAvg needs 35 to 38 rounds
-to 0.75 however long its clients work, SCAFFOLD 14, and 11 with more epochs. A round of SCAFFOLD
-costs twice the bytes, and it still needs 22 to 38 % fewer. At the end FedAvg swings between
-rounds and is 3 to 6 points lower on average.
+to 0.75 however long its clients work, SCAFFOLD 14, and 11 or 12 with more epochs. A round of
+SCAFFOLD costs twice the bytes, and it still needs 22 to 38 % fewer. At the end FedAvg swings
+between rounds and is 3 to 5 points lower on average.
 
 The rest is less kind. With a tenth of the data alike, drift is nearly gone: with 5 and more
 epochs SCAFFOLD saves no round that three seeds would show, and costs about twice the bytes. Alike
 clients need the same rounds at twice the bytes. FedProx with mu = 1 is never clearly faster than
-FedAvg, and slower with many epochs on unlike clients. The two-layer network gains a point from
+FedAvg, and takes longer on average with more epochs. The two-layer network gains a point from
 SCAFFOLD at 0 % and loses one at 10 %, so that claim does not hold here.
 
 With fewer clients a round SCAFFOLD keeps its lead at 0 %: 31 rounds against 82 with 5 clients.
