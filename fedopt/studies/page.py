@@ -239,6 +239,14 @@ def _figure(results: Results, drawing: Drawing) -> Plot | None:
             panels.append(dataclasses.replace(panel, title=condition.name))
     if not panels:
         return None
+    if len(panels) > 1:  # the legend is of all panels: where a target is reached is each one's own
+        panels = [
+            dataclasses.replace(
+                panel,
+                lines=tuple(dataclasses.replace(line, note="") for line in panel.lines),
+            )
+            for panel in panels
+        ]
     n = len(study.seeds)
     notes = f"mean over {n} seeds with a 95 % band" if n > 1 else ""
     return panel_plot(panels, drawing.x, notes=notes)
