@@ -220,7 +220,7 @@ class Study:
         tuning: how alternatives are chosen; None where no arm has any.
         drawings: its figures.
         seconds: processor time of all runs in full and in quick form, as measured; where the full
-            form was not run, extrapolated from the time of a round of each arm.
+            form was not run, extrapolated from the time of some rounds.
         needs: raises ConfigError where data that the study needs is not there.
         reading: what the results mean, a paragraph of Markdown for the page.
         follow_up: from the results to a study of what they turned up, such as an ablation of the

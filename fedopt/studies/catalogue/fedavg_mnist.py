@@ -220,4 +220,5 @@ IID data and where every client has two shards of sorted labels?
             BUSY: (("local.optimizer.lr=0.1", "rounds=4"),),
         },
     ),
+    seconds=(38_000, 20),
 )

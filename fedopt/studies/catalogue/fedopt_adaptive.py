@@ -134,4 +134,5 @@ on equal grids of step sizes?
             "FedAdagrad": (("local.optimizer.lr=1.0", "strategy.server_lr=0.1"),),
         },
     ),
+    seconds=(783, 2),
 )

@@ -278,7 +278,7 @@ term `mu / 2 |w - x|^2` help on top?
         conditions=(named("IID", 0), named("(1, 1)", 90)),
         arms=("FedAvg, drops", prox(0), prox(1.0)),
     ),
-    seconds=(3251, 30),
+    seconds=(3251, 20),
     reading="""
 On data that differ, mu = 1 does what the paper says: on (1, 1) with 90 % stragglers it ends lower
 than dropping on every seed, learns sooner, and its curves are smooth where those of the others

@@ -170,4 +170,5 @@ look for flat minima: SAM or ASAM in the clients' steps, and the mean of the ser
         conditions=(ONE,),
         arms=("FedAvg", "FedAvg + SWA"),
     ),
+    seconds=(2_500, 18),
 )

@@ -152,4 +152,5 @@ Dirichlet shares, or IID labels in unequal numbers. Which strategy survives whic
         arms=("FedAvg", "SCAFFOLD"),
     ),
     needs=needs_fashion_mnist,
+    seconds=(25_000, 23),
 )
