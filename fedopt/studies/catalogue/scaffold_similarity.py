@@ -65,9 +65,14 @@ EMNIST = "EMNIST, "
 EMNIST_ROUNDS = to_target(Target("test_accuracy", 0.5), name="rounds to 0.5")
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number of things."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def named(similarity: int, epochs: int, what: str = "", data: str = "") -> str:
     """Return the name of a condition."""
-    return f"{data}{similarity} % alike, {epochs} epoch{'s' if epochs > 1 else ''}{what}"
+    return f"{data}{similarity} % alike, {counted(epochs, 'epoch')}{what}"
 
 
 def similar(similarity: int, epochs: int, what: str = "", *more: str) -> Condition:
@@ -91,7 +96,7 @@ ON_EMNIST = tuple(
     for s in SIMILARITIES
 )
 SAMPLED = tuple(
-    similar(s, 5, f", {count} clients", f"clients_per_round={count}")
+    similar(s, 5, f", {counted(count, 'client')}", f"clients_per_round={count}")
     for count in (5, 1)
     for s in (0, 10)
 )
@@ -113,7 +118,7 @@ def ratios(
 
 
 def _told(known: Mapping[int, Ratio]) -> str:
-    return "; ".join(f"{count} epochs: {ratio}" for count, ratio in known.items())
+    return "; ".join(f"{counted(count, 'epoch')}: {ratio}" for count, ratio in known.items())
 
 
 def twice_as_fast(results: Results, data: str = "") -> Finding:
@@ -146,7 +151,9 @@ def drift_grows(results: Results) -> Finding:
             rounds.append((epochs, None if mean is None else mean.mean))
     if len(rounds) < 2:
         return NOT_RUN
-    text = "; ".join(f"{e} epochs: {'not reached' if r is None else f'{r:.0f}'}" for e, r in rounds)
+    text = "; ".join(
+        f"{counted(e, 'epoch')}: {'not reached' if r is None else f'{r:.0f}'}" for e, r in rounds
+    )
     first, last = rounds[0][1], rounds[-1][1]
     if first is None:
         return Finding("not shown", text)
