@@ -165,7 +165,7 @@ class SoftmaxSteps:
         drift = None if self._drift is None else self._drift[:clients]
         each: Any = rates[:, 0].tolist()
         if (rates != rates[:, :1]).any():
-            each = rates.astype(self._weight.dtype)[:, :, None, None]
+            each = rates[:, :, None, None]
         pulls = _Pulls(self._shrink, drift, each)
         arrays = rows, hot, places, tops, totals, scales
         self._steps(self._weight[:clients], self._gradient[:clients], pulls, *arrays)
@@ -241,10 +241,15 @@ class _Pulls:
     def apply(self, step: int, weight: Array) -> None:
         """Change W in place, before it is moved along the gradient."""
         rate = self._rates[step]
+        is_one = isinstance(rate, float)
         if self._shrink:
-            np.multiply(weight, 1 - rate * self._shrink, out=weight)
+            # Rounded once, for one rate as for many: whose rates are beside changes no bit.
+            keep = 1 - rate * self._shrink
+            np.multiply(weight, keep if is_one else keep.astype(weight.dtype), out=weight)
         if self._drift is not None:
-            if self._scaled is None or not isinstance(rate, float) or rate != self._rate:
+            if not is_one:
+                self._scaled = rate.astype(weight.dtype) * self._drift
+            elif self._scaled is None or rate != self._rate:
                 self._scaled, self._rate = rate * self._drift, rate
             np.add(weight, self._scaled, out=weight)
 

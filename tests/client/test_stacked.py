@@ -365,6 +365,35 @@ def test_learning_rates_may_differ_between_clients(rule: Any, kind: str) -> None
         torch.testing.assert_close(together[i], alone, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def test_rates_of_those_beside_change_no_bit() -> None:
+    """In float32, where a factor that is rounded otherwise shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layered = model("logistic")
+    rng = np.random.default_rng(0)
+    work = LocalWork(epochs=3, steps=None, batch_size=4)
+    sizes, steps = [12, 12, 8], [9, 9, 6]
+    plans = [
+        replace(plan, learning_rates=plan.learning_rates * (1.1 + 0.37 * i))
+        for i, plan in enumerate(
+            plan_clients(work, 0, 1, [4, 7, 9], sizes, constant_rates(0.1), steps)
+        )
+    ]
+    examples = [
+        Examples(rng.normal(size=(n, 6)).astype(np.float32), rng.integers(0, 3, n)) for n in sizes
+    ]
+    engine = stacked.StackedEngine(
+        layered, nn.functional.cross_entropy, Recipe(Sgd()), 0, torch.device("cpu")
+    )
+    start = engine.layout.state({n: p.detach() for n, p in layered.named_parameters()})
+    pull = torch.from_numpy(rng.normal(size=(1, engine.layout.size)).astype(np.float32))
+    terms = LocalTerms(proximal=0.3, correction=pull)
+    joined = Examples(*(np.concatenate(part) for part in zip(*examples, strict=True)))
+    together = engine.train(start, 1, plans, joined, terms).delta.clone()
+    for i, (plan, data) in enumerate(zip(plans, examples, strict=True)):
+        assert torch.equal(engine.train(start, 1, [plan], data, terms).delta[0], together[i]), i
+
+
 class Pooled(nn.Module):
     """The mean over positions, `[B, T, D]` to `[B, D]`; its stacked form is registered below."""
 
