@@ -49,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     known = {file.src_uri for file in files}
     pages = [file for file in files if file.src_uri.endswith(".md")]
     for page in pages:
-        folder = HOMES.get(page.src_uri, "docs")
+        folder = _home(page.src_uri)
         for match in _LINK.finditer(_FENCE.sub("", page.content_string)):
             target = _target(match[2], folder)
             copy = f"source/{target}"
@@ -64,7 +64,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Lead links to files of the repository to where those are on the site."""
-    folder = HOMES.get(page.file.src_uri, "docs")
+    folder = _home(page.file.src_uri)
     here = posixpath.dirname(page.file.src_uri)
 
     def lead(match: re.Match[str]) -> str:
@@ -82,6 +82,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     parts = _FENCE.split(markdown)
     return "".join(part if part.startswith("```") else _LINK.sub(lead, part) for part in parts)
+
+
+def _home(page: str) -> str:
+    """Return the folder in the repository whence a page's links go."""
+    return HOMES.get(page, posixpath.dirname(f"docs/{page}"))
 
 
 def _target(link: str, folder: str) -> str | None:
