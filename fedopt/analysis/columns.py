@@ -45,6 +45,9 @@ _AVERAGED: tuple[tuple[str, Kind, str, Literal["higher", "lower"] | None], ...] 
     ("test_auroc", "real", "fraction", "higher"),
 )
 
+TEST_METRICS: tuple[str, ...] = tuple(name for name, *_ in _AVERAGED)
+"""What an evaluation on the test set measures, of the model and of the averaged one."""
+
 ROUND_COLUMNS: tuple[Column, ...] = (
     Column("round", "integer", "1", "Communication round, from 1 (0: before any training)."),
     Column(

@@ -99,11 +99,7 @@ def balanced_accuracy(
     Source: Brodersen et al., "The balanced accuracy and its posterior distribution", ICPR 2010.
     """
     guesses, labels = _as_array(predictions), _as_array(targets)
-    if guesses.shape != labels.shape or labels.ndim != 1 or not len(labels):
-        raise DataError(
-            "predictions and targets must be [N] both, N >= 1, got "
-            f"{list(guesses.shape)} and {list(labels.shape)}."
-        )
+    _check_flat("predictions and targets", guesses.shape, labels.shape)
     counts = np.bincount(labels)
     hits = np.bincount(labels[guesses == labels], minlength=len(counts))
     occurs = counts > 0
@@ -130,11 +126,7 @@ def auroc(scores: Tensor | npt.ArrayLike, targets: Tensor | npt.ArrayLike) -> fl
         characteristic (ROC) curve", Radiology 143, 1982.
     """
     values, labels = _as_array(scores), _as_array(targets).astype(np.int64, copy=False)
-    if values.shape != labels.shape or labels.ndim != 1 or not len(labels):
-        raise DataError(
-            "scores and targets must be [N] both, N >= 1, got "
-            f"{list(values.shape)} and {list(labels.shape)}."
-        )
+    _check_flat("scores and targets", values.shape, labels.shape)
     _check_targets(labels, classes=2)
     if np.isnan(values.astype(np.float64)).any():
         raise DataError("a score is NaN.")
@@ -393,11 +385,7 @@ def _predictions(
     """Return each prediction's confidence and whether it is right, both `[N]`, checked."""
     values, labels = _as_array(probabilities), _as_array(targets)
     if values.ndim == 1 and labels.dtype == np.bool_:
-        if values.shape != labels.shape or not len(values):
-            raise DataError(
-                "confidences and whether they are right must be [N] both, N >= 1, got "
-                f"{list(values.shape)} and {list(labels.shape)}."
-            )
+        _check_flat("confidences and whether they are right", values.shape, labels.shape)
         confidences = _as_floats(values)
         return confidences, labels.astype(np.bool_)
     _check_shapes("probabilities", values.shape, labels.shape)
@@ -436,6 +424,11 @@ def _as_array(values: Tensor | npt.ArrayLike) -> npt.NDArray[np.generic]:
         # numpy has no bfloat16.
         return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
     return np.asarray(values)
+
+
+def _check_flat(what: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    if first != second or len(first) != 1 or not first[0]:
+        raise DataError(f"{what} must be [N] both, N >= 1, got {list(first)} and {list(second)}.")
 
 
 def _check_shapes(name: str, outputs: tuple[int, ...], targets: tuple[int, ...]) -> None:

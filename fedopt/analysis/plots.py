@@ -281,13 +281,9 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
     curves = [line for line in panel.lines if not line.is_reference]
     crowded = len(curves) > len(_COLOURS)
     opacity = _OPACITY if len(curves) <= _BANDS else _OPACITY / 2
-    # An interval may reach beyond what a share, or a loss, can be.
-    least = 0.0 if panel.is_share or all((line.y >= 0).all() for line in curves) else -np.inf
-    most = 1.0 if panel.is_share else np.inf
-    for line in curves:
-        if line.low is not None and line.high is not None:
-            low, high = np.clip(line.low, least, most), np.clip(line.high, least, most)
-            axes.fill_between(line.x, low, high, color=line.look.colour, alpha=opacity, linewidth=0)
+    bands = _bands(curves, panel.is_share)
+    for line, low, high in bands:
+        axes.fill_between(line.x, low, high, color=line.look.colour, alpha=opacity, linewidth=0)
     handles = [
         _draw_reference(axes, line)
         if line.is_reference
@@ -308,7 +304,8 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
         axes.set_ylim(values.min() / 1.2, values.max() * 1.2)
     elif panel.is_share:
         has_best = any(line.ranked for line in panel.lines)
-        _frame_share(axes, _with_bands(panel, values), has_best)
+        ends = [end for _, *both in bands for end in both]
+        _frame_share(axes, np.concatenate([values, *ends]), has_best)
     if panel.is_share and log not in ("y", "xy"):
         _mark_best(axes, panel)
     if panel.target is not None:
@@ -316,10 +313,15 @@ def _draw(axes: Axes, panel: Panel, log: str) -> list[Artist]:
     return handles
 
 
-def _with_bands(panel: Panel, values: Any) -> Any:
-    """Return values together with the ends of bands, cut to what a share can be."""
-    ends = [end for line in panel.lines for end in (line.low, line.high) if end is not None]
-    return np.concatenate([values, *(np.clip(end, 0, 1) for end in ends)])
+def _bands(curves: Sequence[Line], is_share: bool) -> list[tuple[Line, Any, Any]]:
+    """Return the curves that have a band with its ends, cut to what a share or a loss can be."""
+    least = 0.0 if is_share or all((line.y >= 0).all() for line in curves) else -np.inf
+    most = 1.0 if is_share else np.inf
+    return [
+        (line, np.clip(line.low, least, most), np.clip(line.high, least, most))
+        for line in curves
+        if line.low is not None and line.high is not None
+    ]
 
 
 def _draw_curve(axes: Axes, line: Line, crowded: bool, share: float) -> Artist:

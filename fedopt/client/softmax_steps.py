@@ -127,48 +127,18 @@ class SoftmaxSteps:
         tops, totals = np.empty(rows.shape, dtype), np.empty((*rows.shape, 1), dtype)
         mask = np.arange(width) < lengths[:, :, None]
         scales = (mask * (rates / lengths)[:, :, None]).astype(dtype)[..., None]
-        steps = self._alone if clients == 1 else self._together
-        steps(rows, hot, places, tops, totals, scales, rates)
+        # Without the client axis the calls of a single client's steps cost less.
+        part = 0 if clients == 1 else slice(clients)
+        each: Any = rates[:, 0].tolist()
+        if (rates != rates[:, :1]).any():
+            each = rates[:, :, None, None]
+        pulls = _Pulls(self._shrink, None if self._drift is None else self._drift[part], each)
+        arrays = (a[:, part] for a in (rows, hot, places, tops, totals, scales))
+        self._steps(self._weight[part], self._gradient[part], pulls, *arrays)
         losses = np.where(mask, np.log(totals[..., 0]) - tops, 0).sum(axis=-1, dtype=np.float64)
         # One step after another, so that the sum does not depend on where a stretch ends.
         losses[0] += self.loss_sums[:clients]
         self.loss_sums[:clients] = np.cumsum(losses, axis=0)[-1]
-
-    def _alone(
-        self,
-        rows: Array,
-        hot: Array,
-        places: Array,
-        tops: Array,
-        totals: Array,
-        scales: Array,
-        rates: Array,
-    ) -> None:
-        """Take steps of one client: without the client axis the calls cost less."""
-        drift = None if self._drift is None else self._drift[0]
-        pulls = _Pulls(self._shrink, drift, rates[:, 0].tolist())
-        arrays = (a[:, 0] for a in (rows, hot, places, tops, totals, scales))
-        self._steps(self._weight[0], self._gradient[0], pulls, *arrays)
-
-    def _together(
-        self,
-        rows: Array,
-        hot: Array,
-        places: Array,
-        tops: Array,
-        totals: Array,
-        scales: Array,
-        rates: Array,
-    ) -> None:
-        """Take steps of several clients."""
-        clients = rows.shape[1]
-        drift = None if self._drift is None else self._drift[:clients]
-        each: Any = rates[:, 0].tolist()
-        if (rates != rates[:, :1]).any():
-            each = rates[:, :, None, None]
-        pulls = _Pulls(self._shrink, drift, each)
-        arrays = rows, hot, places, tops, totals, scales
-        self._steps(self._weight[:clients], self._gradient[:clients], pulls, *arrays)
 
     def _steps(
         self,

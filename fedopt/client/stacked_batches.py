@@ -90,16 +90,16 @@ def group_padding(plans: Sequence[ClientPlan]) -> Padding:
 
 
 def group_stretches(
-    plans: Sequence[ClientPlan], firsts: Sequence[int], padding: Padding | None = None
+    plans: Sequence[ClientPlan], firsts: Sequence[int], padding: Padding
 ) -> Iterator[Stretch]:
     """Return the steps of a group, resolved to rows of its concatenated examples.
 
     Args:
         plans: of the clients, in descending order of steps.
         firsts: where each client's examples begin.
-        padding: that of a larger group of which this is a part; None: as this group needs.
+        padding: that of the group, or of a larger one of which this is a part.
     """
-    found = (padding or group_padding(plans)).steps
+    found = padding.steps
     if found is None:
         widths = np.diff(plans[0].offsets)
         is_padded = np.zeros(len(widths), dtype=np.bool_)
@@ -123,9 +123,9 @@ def group_stretches(
         start = stop
 
 
-def most_examples(plans: Sequence[ClientPlan], padding: Padding | None = None) -> int:
+def most_examples(plans: Sequence[ClientPlan], padding: Padding) -> int:
     """Return the length of the longest batch of a group; see `group_stretches`."""
-    found = (padding or group_padding(plans)).steps
+    found = padding.steps
     steps = plans[0].steps
     return int(np.diff(plans[0].offsets).max() if found is None else found[0][:steps].max())
 

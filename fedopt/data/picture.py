@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import io
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from fedopt.atomic import write_atomically
 from fedopt.data.partitioners import IntArray
 from fedopt.data.protocol import Population
 from fedopt.data.statistics import label_matrix, size_edges, tells_labels
@@ -53,14 +53,10 @@ def draw_population(population: Population, path: str | Path, limit: int = 100) 
         left, right = figure.subplots(1, 2, width_ratios=(2.3, 1))
         _draw_labels(left, population, population.classes, limit)
         _draw_sizes(right, population.sizes)
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with laid_out(figure):
-            figure.savefig(temporary, format="png")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    with laid_out(figure):
+        figure.savefig(buffer, format="png")
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def _draw_labels(axes: Axes, population: Population, classes: int, limit: int) -> None:

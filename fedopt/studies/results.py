@@ -7,7 +7,7 @@ never left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -277,6 +277,26 @@ def all_of(findings: Sequence[tuple[str, Finding]]) -> Finding:
     if "not shown" in verdicts and "does not hold" not in verdicts:
         return Finding("not shown", text)
     return decided("does not hold" not in verdicts, text)
+
+
+def in_every_condition(
+    results: Results,
+    arm: str,
+    other: str,
+    measure: str,
+    check: Callable[[Results, str, str, str, str], Finding] = better_by_interval,
+) -> Finding:
+    """Return whether an arm is better than another in every condition that has both.
+
+    Args:
+        results: of the study.
+        arm: the arm.
+        other: the other arm.
+        measure: what is compared.
+        check: of one condition.
+    """
+    conditions = results.conditions(arm, other)
+    return all_of([(c, check(results, c, arm, other, measure)) for c in conditions])
 
 
 def _order(value: float | None, sign: float) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from fedopt.analysis.columns import TEST_METRICS
 from fedopt.analysis.comparison import Comparison, Difference, RunRow, difference, value_of
 from fedopt.analysis.comparison_tables import amount
 from fedopt.analysis.groups import Group, StoredRun
@@ -26,10 +27,6 @@ from fedopt.sweep.techniques import Technique, names_of, techniques_of, without
 
 WHOLE, BASELINE = "whole", "baseline"
 IN_WHOLE, ALONE, TOGETHER, INTERACTION = "in the whole", "alone", "together", "interaction"
-_DELIVERED = (
-    *("test_loss", "test_accuracy", "test_ece", "test_mce", "test_brier"),
-    *("test_balanced_accuracy", "test_auroc"),
-)
 _COST_OF = {cost.name: cost for cost in COSTS}
 
 
@@ -121,7 +118,7 @@ def delivered(group: Group, config: Config) -> Group:
 
 def _delivered(run: StoredRun) -> StoredRun:
     columns: dict[str, pd.Series[float]] = {}
-    for name in _DELIVERED:
+    for name in TEST_METRICS:
         averaged = run.history[f"swa_{name}"]
         columns[name] = averaged.where(averaged.notna(), run.history[name])
     return replace(run, history=run.history.assign(**columns))

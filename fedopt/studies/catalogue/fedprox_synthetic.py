@@ -198,7 +198,7 @@ def drawings() -> tuple[Drawing, ...]:
             f"loss_{share}",
             "objective",
             f"Training loss over all devices with {share} % stragglers (figure 1)",
-            conditions=tuple(named(data, share) for data, _ in DATA),
+            conditions=settings(share),
             arms=arms,
         )
         for share in SHARES
@@ -207,21 +207,21 @@ def drawings() -> tuple[Drawing, ...]:
         "accuracy_90",
         "test_accuracy",
         "Test accuracy with 90 % stragglers (figure 7)",
-        conditions=tuple(named(data, 90) for data, _ in DATA),
+        conditions=settings(90),
         arms=arms,
     )
     variance = Drawing(
         "variance_0",
         "gradient_variance",
         "Variance of the devices' gradients, no stragglers (figure 2)",
-        conditions=tuple(named(data, 0) for data, _ in DATA),
+        conditions=settings(0),
         arms=arms,
     )
     dissimilarity = Drawing(
         "dissimilarity_0",
         "gradient_dissimilarity",
         "Dissimilarity B of the devices' gradients (definition 3), no stragglers",
-        conditions=tuple(named(data, 0) for data, _ in DATA),
+        conditions=settings(0),
         arms=arms,
     )
     return (*losses, accuracies, variance, dissimilarity)

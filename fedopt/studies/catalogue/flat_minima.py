@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from fedopt.studies.data import needs, needs_fashion_mnist, words_of
-from fedopt.studies.results import Results, all_of, better_by_interval, better_on_every_seed
+from fedopt.studies.results import (
+    Results,
+    all_of,
+    better_by_interval,
+    better_on_every_seed,
+    in_every_condition,
+)
 from fedopt.studies.study import (
     Arm,
     Claim,
@@ -77,23 +83,13 @@ ADAPTIVE_RHOS: tuple[Words, ...] = tuple((f"local.sam.rho={rho}",) for rho in (0
 
 def swa_helps(results: Results, measure: str) -> Finding:
     """Check that the averaged model is better than the last one."""
-    return all_of(
-        [
-            (condition, better_by_interval(results, condition, "FedAvg + SWA", "FedAvg", measure))
-            for condition in results.conditions("FedAvg + SWA", "FedAvg")
-        ]
-    )
+    return in_every_condition(results, "FedAvg + SWA", "FedAvg", measure)
 
 
 def steadier(results: Results) -> Finding:
     """Check that the averaged model changes less from round to round, on every seed."""
     arms = "FedAvg + SWA", "FedAvg"
-    return all_of(
-        [
-            (condition, better_on_every_seed(results, condition, *arms, RESTLESS.name))
-            for condition in results.conditions(*arms)
-        ]
-    )
+    return in_every_condition(results, *arms, RESTLESS.name, better_on_every_seed)
 
 
 def sam_helps(results: Results, measure: str) -> Finding:
