@@ -29,12 +29,14 @@ from fedopt.client.curvature import (
     statistics,
     through,
 )
+from fedopt.client.dense_steps import DenseSteps
 from fedopt.client.gradients import differentiate, gradients_of, owned, passes
+from fedopt.client.handwritten import HandwrittenSteps, dense_model
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
 from fedopt.client.recipe import Recipe
 from fedopt.client.self_paced import Selected, Selection, example_losses, thresholds_of
-from fedopt.client.softmax_steps import SoftmaxSteps, fits, softmax_layer
+from fedopt.client.softmax_steps import SoftmaxSteps, fits
 from fedopt.client.stacked_batches import (
     Batch,
     Stretch,
@@ -172,7 +174,7 @@ class StackedEngine:
         modules = [module for _, module in leaves(model)]
         with_factors = self._kronecker.layers if self._kronecker is not None else ()
         self._places = [modules.index(layer.module) for layer in with_factors]
-        self._softmax = softmax_layer(modules, loss) if precision == "full" else None
+        self._dense = dense_model(modules, loss) if precision == "full" else None
         self.group_size = group_size(self.layout, device, self._kronecker)
         self._model = model.to(device)
         self._loss = loss
@@ -203,13 +205,16 @@ class StackedEngine:
         clients = len(plans)
         self._allocate(clients)
         begin = start.parameters if terms.start is None else terms.start
-        for stacked, view in zip(self._parameters, self._vectors(begin), strict=True):
-            stacked[:clients].copy_(view)
         self._seed_clients(round, plans)
         inputs = torch.from_numpy(examples.x).to(self.device)
         targets = torch.from_numpy(examples.y).to(self.device)
         firsts = list(accumulate((p.examples for p in plans[:-1]), initial=0))
         padding = terms.padding or group_padding(plans)
+        is_plain = is_fused(self._recipe, terms)
+        by_hand = is_plain and self._dense is not None and self._dense.takes(inputs, targets)
+        if terms.full_gradient or not by_hand:
+            for stacked, view in zip(self._parameters, self._vectors(begin), strict=True):
+                stacked[:clients].copy_(view)
         full = None
         if terms.full_gradient:
             widths = padding.examples
@@ -217,13 +222,24 @@ class StackedEngine:
             full = self._full_gradient(inputs, targets, firsts, sizes, *widths)
             self._seed_clients(round, plans)
         stretches = group_stretches(plans, firsts, padding)
-        if is_fused(self._recipe, terms):
-            loss_sum = self._take_fused_steps(
-                inputs, targets, stretches, most_examples(plans, padding), start, terms, clients
-            )
+        if is_plain:
+            delta = self._delta[:clients]
+            pull = drift(terms, self.layout, start, clients)
+            if by_hand:
+                delta.copy_(begin)
+                longest = most_examples(plans, padding)
+                steps_by_hand = self._by_hand(inputs, targets, longest, terms, pull, clients)
+                for stretch in stretches:
+                    steps_by_hand.take(stretch)
+                steps_by_hand.finish()
+                loss_sum = torch.from_numpy(steps_by_hand.loss_sums)
+                delta.sub_(start.parameters)
+            else:
+                loss_sum = self._take_fused_steps(inputs, targets, stretches, terms, pull, clients)
+                self._displacement(start, self._parameters, delta)
             seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
             result = LocalResult(
-                delta=self._displacement(start, self._parameters, self._delta[:clients]),
+                delta=delta,
                 buffers=torch.zeros(clients, 0, dtype=torch.float64),
                 train_loss=torch.empty(0),
                 lr_sum=self._lr_sums(plans, terms.proximal),
@@ -306,29 +322,40 @@ class StackedEngine:
 
     # Steps -------------------------------------------------------------------------------------
 
+    def _by_hand(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        longest: int,
+        terms: LocalTerms,
+        pull: Sequence[Tensor] | None,
+        clients: int,
+    ) -> HandwrittenSteps:
+        """Return steps of plain SGD that change the parameters that lie where changes will be."""
+        assert self._dense is not None
+        own = self._vectors(self._delta[:clients])
+        shrink = self._shrink(terms)
+        if fits(self._dense, longest):
+            return SoftmaxSteps(own, inputs, targets, shrink, pull)
+        return DenseSteps(self._dense, own, inputs, targets, shrink, pull)
+
+    def _shrink(self, terms: LocalTerms) -> float:
+        """Return mu + weight decay of plain SGD."""
+        rule = self._recipe.rule
+        assert isinstance(rule, Sgd)
+        return terms.proximal + rule.weight_decay
+
     def _take_fused_steps(
         self,
         inputs: Tensor,
         targets: Tensor,
         stretches: Iterator[Stretch],
-        longest: int,
-        start: ModelState,
         terms: LocalTerms,
+        pull: Sequence[Tensor] | None,
         clients: int,
     ) -> Tensor:
         """Take steps of plain SGD; return each client's sum of losses, `[G]`."""
-        rule = self._recipe.rule
-        assert isinstance(rule, Sgd)
-        pull = drift(terms, self.layout, start, clients)
-        shrink = terms.proximal + rule.weight_decay
-        layer = self._softmax
-        if layer is not None and fits(layer, inputs, longest):
-            weight, *bias = (stacked[:clients] for stacked in self._parameters)
-            steps = SoftmaxSteps(weight, bias[0] if bias else None, inputs, targets, shrink, pull)
-            for stretch in stretches:
-                steps.take(stretch)
-            steps.finish()
-            return torch.from_numpy(steps.loss_sums)
+        shrink = self._shrink(terms)
         loss_sum = torch.zeros(clients, dtype=torch.float64, device=self.device)
         for batch in self._batches(stretches):
             sink = FusedSgd(self._parameters, shrink, batch.rates, pull)

@@ -18,7 +18,10 @@ from torch import Tensor
 from fedopt.scratch import Scratch
 
 LONG_ROW = 16_384
-"""Parameters from which on a row is added alone: a product would need a converted copy."""
+"""Parameters from which on rows are added in pieces: converted copies would leave the cache."""
+
+PIECE = 65_536
+"""Scalars that are converted at once, of all rows together."""
 
 
 @dataclass
@@ -134,16 +137,23 @@ def add_weighted(
             total.zero_()
         total += weights.to(total.device) @ rows.double()
         return
-    wide = None
-    for weight, row in zip(weights.tolist(), rows, strict=True):
+    if len(rows) == 1:
+        weight = float(weights)
         if is_first:
-            total.copy_(row)
+            total.copy_(rows[0])
             if weight != 1.0:
                 total.mul_(weight)
-            is_first = False
-            continue
+            return
+        row = rows[0]
         if row.dtype != total.dtype:  # torch would make a new converted copy each time
-            if wide is None:
-                wide = scratch.take(len(total), total.dtype, total.device)
-            row = wide.copy_(row)
+            row = scratch.take(len(total), total.dtype, total.device).copy_(row)
         total.add_(row, alpha=weight)
+        return
+    # In pieces that are in the cache when they are added: the total is read and written once for
+    # all rows, and no whole row is stored in double precision.
+    factors = weights.to(total.device)
+    length = max(1, PIECE // len(rows))
+    wide = scratch.take(len(rows) * length, total.dtype, total.device)
+    for part, piece in zip(total.split(length), rows.split(length, dim=1), strict=True):
+        own = wide[: piece.numel()].view(piece.shape).copy_(piece)
+        torch.addmv(part, own.t(), factors, beta=0.0 if is_first else 1.0, out=part)

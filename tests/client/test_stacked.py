@@ -146,7 +146,7 @@ def test_softmax_regression_is_stepped_in_numpy_to_the_same_bits_in_any_group(
     taken = []
     take = SoftmaxSteps.take
     monkeypatch.setattr(
-        SoftmaxSteps, "take", lambda self, batch: taken.append(1) or take(self, batch)
+        SoftmaxSteps, "take", lambda self, stretch: taken.append(1) or take(self, stretch)
     )
     losses = []
     for size in (2, blocks):
