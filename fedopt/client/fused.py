@@ -1,14 +1,18 @@
-"""Large linear layers whose step of plain SGD is taken by the product that makes the gradient.
+"""Layers of one client's model that are computed otherwise than torch does, to the same effect.
 
-W <- (1 - lr shrink) W - lr g^T x + lr drift, in one pass over W: the gradient is never stored and
-no optimizer reads it. Only layers of a (nested) `nn.Sequential` are fused, each of which a forward
-pass calls once; the gradient at a layer's input is made before its weights change.
+Large linear layers take their step of plain SGD by the product that makes the gradient:
+W <- (1 - lr shrink) W - lr g^T x + lr drift, in one pass over W, which also makes the gradient at
+the layer's input from rows before they change. The gradient of W is never stored and no optimizer
+reads it. Max pooling right behind a ReLU comes before it, which leaves the ReLU a fraction of the
+elements. Only layers of a (nested) `nn.Sequential` are touched, each of which a forward pass calls
+once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +22,12 @@ from fedopt.client.stacked import NotStackableError, leaves
 
 LARGE = 2**19
 """Weights from which on a layer is fused: smaller ones and their gradients stay in the cache."""
+
+SLICE = 2**17
+"""Weights whose step is taken at once, so that they are read from memory once."""
+
+FEW = 64
+"""Examples up to which W x^T is quicker than x W^T, for which the library first copies W."""
 
 
 @dataclass
@@ -113,22 +123,79 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         """Return y."""
         ctx.x, ctx.weight, ctx.bias, ctx.step, ctx.names = x.detach(), weight, bias, step, names
-        return nn.functional.linear(x, weight, bias)
+        if len(x) > FEW or x.device.type != "cpu":
+            return nn.functional.linear(x, weight, bias)
+        # In the order of memory that torch's own has: dropout draws in that order.
+        y = x.new_empty(len(x), len(weight))
+        y.copy_((weight @ x.t()).t())
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """Return the gradient at x; change W and b."""
         step: SgdStep = ctx.step
-        below = gradient @ ctx.weight if ctx.needs_input_grad[0] else None
+        below = torch.empty_like(ctx.x) if ctx.needs_input_grad[0] else None
         keep = 1 - step.lr * step.shrink
-        ctx.weight.addmm_(gradient.t(), ctx.x, beta=keep, alpha=-step.lr)
-        _pull(ctx.weight, step, ctx.names["weight"])
+        drift = step.drift.get(ctx.names["weight"])
+        rows = max(1, SLICE // ctx.weight.shape[1])
+        for start in range(0, len(ctx.weight), rows):
+            part = slice(start, start + rows)
+            weight, mine = ctx.weight[part], gradient[:, part]
+            if below is not None:
+                torch.addmm(below, mine, weight, beta=1 if start else 0, out=below)
+            weight.addmm_(mine.t(), ctx.x, beta=keep, alpha=-step.lr)
+            if drift is not None:
+                weight.add_(drift[part], alpha=step.lr)
         if ctx.bias is not None:
             ctx.bias.mul_(keep).sub_(gradient.sum(0), alpha=step.lr)
-            _pull(ctx.bias, step, ctx.names["bias"])
+            if step.drift:
+                ctx.bias.add_(step.drift[ctx.names["bias"]], alpha=step.lr)
         return below, torch.zeros_like(gradient[0, 0]), None, None, None, None
 
 
-def _pull(parameter: Tensor, step: SgdStep, name: str) -> None:
-    if step.drift:
-        parameter.add_(step.drift[name], alpha=step.lr)
+def pool_first(model: nn.Module) -> None:
+    """Let max pooling that follows a ReLU come before it: max(relu(x)) is relu(max(x)).
+
+    Values and gradients are the same, to the bit. Layers keep their places; only what their
+    `forward` does is exchanged.
+    """
+    layers = list(_sequence(model))
+    everyone = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
+    for one, other in pairwise(layers):
+        if (
+            type(one) is nn.ReLU
+            and type(other) is nn.MaxPool2d
+            and not other.return_indices
+            and all(everyone.count(id(layer)) == 1 for layer in (one, other))
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (one, other))
+        ):
+            setattr(one, "forward", _unchanged)  # noqa: B010
+            setattr(other, "forward", _PooledRelu(other))  # noqa: B010
+
+
+def _sequence(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the layers of a (nested) `nn.Sequential` in order; of another model, itself."""
+    if type(model) is not nn.Sequential:
+        yield model
+        return
+    for child in model._modules.values():  # a layer that is used twice is there twice
+        if child is not None:
+            yield from _sequence(child)
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+@dataclass(frozen=True)
+class _PooledRelu:
+    """What takes the place of the `forward` of max pooling."""
+
+    pool: nn.MaxPool2d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        pool = self.pool
+        largest = nn.functional.max_pool2d(
+            x, pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+        )
+        return torch.relu(largest)

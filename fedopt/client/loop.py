@@ -28,7 +28,7 @@ from fedopt.client.curvature import (
     statistics,
     through,
 )
-from fedopt.client.fused import FusedLinears, SgdStep
+from fedopt.client.fused import FusedLinears, SgdStep, pool_first
 from fedopt.client.gradients import differentiate, gradients_of, mean_gradient, owned, passes
 from fedopt.client.losses import Loss
 from fedopt.client.plan import ClientPlan
@@ -71,6 +71,7 @@ class LoopEngine:
         device: torch.device,
         precision: str = "full",
     ) -> None:
+        pool_first(model)
         self._bound = BoundModel(model, device)
         self._loss = loss
         self._recipe = recipe

@@ -54,6 +54,7 @@ from fedopt.client.stacked_layers import (
 from fedopt.client.stacked_steps import Collect, FusedSgd, drift
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
+from fedopt.memory import empty_rows
 from fedopt.models.layout import ModelState, ParameterLayout
 from fedopt.optim.kronecker import KroneckerModel, LayerStatistics
 from fedopt.optim.rules import Sgd
@@ -291,10 +292,10 @@ class StackedEngine:
         self._capacity, self._parameters, self._delta, self._layers = 0, [], torch.empty(0), []
         dtype = self.layout.dtype
         self._parameters = [
-            torch.empty(clients, *spec.shape, dtype=dtype, device=self.device)
+            empty_rows(1, clients * spec.size, dtype, self.device).view(clients, *spec.shape)
             for spec in self.layout.parameters
         ]
-        self._delta = torch.empty(clients, self.layout.size, dtype=dtype, device=self.device)
+        self._delta = empty_rows(clients, self.layout.size, dtype, self.device)
         positions = {spec.name: i for i, spec in enumerate(self.layout.parameters)}
         self._layers = [
             self._stacked(layer, prefix, positions) for prefix, layer in leaves(self._model)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.errors import ConfigError
+from fedopt.memory import empty_rows
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class BoundModel:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.module = model.to(device)
         self.layout = ParameterLayout.of(self.module)
-        self.flat = torch.empty(self.layout.size, dtype=self.layout.dtype, device=device)
+        self.flat = empty_rows(1, self.layout.size, self.layout.dtype, device)[0]
         trained = [p for p in self.module.parameters() if p.requires_grad]
         for parameter, view in zip(trained, self.layout.views(self.flat), strict=True):
             view.copy_(parameter.data)
