@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from fedopt.memory import keep_freed_memory
+from fedopt.memory import empty_rows, keep_freed_memory
 
 FAULTS = """
 import resource
@@ -38,3 +39,23 @@ def test_pages_are_touched_once() -> None:
 
 def test_it_says_whether_the_allocator_took_it() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 0), (1, 7), (3, 1_000), (5, 1_000_003)])
+def test_rows_are_aligned_apart_and_the_process_s_own(
+    rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    memory = empty_rows(rows, columns, dtype, torch.device("cpu"))
+    assert memory.shape == (rows, columns)
+    assert memory.dtype == dtype
+    values = torch.arange(rows, dtype=dtype)
+    for row, value in zip(memory, values, strict=True):
+        assert row.is_contiguous()
+        assert row.data_ptr() % 64 == 0
+        row.fill_(value)
+    assert torch.equal(memory, values[:, None].expand(rows, columns))
+    del row
+    again = empty_rows(rows, columns, dtype, torch.device("cpu"))
+    again.fill_(-1)  # in other memory than what is still in use
+    assert torch.equal(memory, values[:, None].expand(rows, columns))

@@ -102,6 +102,8 @@ class LoopEngine:
     ) -> LocalResult:
         """Train a group of one client from `start`.
 
+        The result's `delta` may be overwritten by the next call.
+
         Args:
             start: the server's parameters and buffers, on the engine's device.
             round: communication round, from 1.
@@ -128,7 +130,7 @@ class LoopEngine:
             rates = plan.learning_rates.tolist()
             lr_sum = recipe.rule.effective_lr_sum(rates, proximal=terms.proximal)
             result = LocalResult(
-                delta=(bound.flat - start.parameters).unsqueeze(0),
+                delta=bound.flat.sub_(start.parameters).unsqueeze(0),
                 buffers=torch.empty(0),
                 train_loss=torch.empty(0),
                 lr_sum=None if lr_sum is None else torch.tensor([lr_sum], dtype=torch.float64),

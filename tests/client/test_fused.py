@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from fedopt.client import fused
 from fedopt.client.algorithm import LocalTerms
-from fedopt.client.fused import FusedLinears
+from fedopt.client.fused import FusedLinears, pool_first
 from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import LocalWork, plan_clients
 from fedopt.client.rates import constant_rates
@@ -72,6 +73,69 @@ def test_fused_steps_are_the_plain_ones(
     assert torch.equal(mine.lr_sum, yours.lr_sum)  # type: ignore[arg-type]
     if with_terms:
         assert torch.equal(mine.full_gradient, yours.full_gradient)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("few", [0, 64])
+def test_a_fused_step_may_be_taken_in_slices(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many rows of the weights are taken at once, the last slice being shorter."""
+    monkeypatch.setattr(fused, "LARGE", 1)
+    monkeypatch.setattr(fused, "FEW", few)
+    torch.manual_seed(4)
+    model = MODELS["mlp"]().double()
+    rng = np.random.default_rng(0)
+    examples = Examples(rng.normal(size=(23, 2, 8, 8)), rng.integers(0, 3, 23))
+    (plan,) = plan_clients(LocalWork(2, None, 5), 3, 1, [0], [23], constant_rates(0.1), [10])
+    layout = ParameterLayout.of(model)
+    start = layout.state({n: p.detach() for n, p in model.named_parameters()})
+    found = []
+    for size in (1, 3 * 128, 10**9):
+        monkeypatch.setattr(fused, "SLICE", size)
+        engine = LoopEngine(copy.deepcopy(model), loss, Recipe(Sgd(weight_decay=0.1)), 3, CPU)
+        terms = corrected(layout.size)
+        found.append(engine.train(start, 1, [plan], examples, terms).delta)
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 1, "padding": 1}, {"ceil_mode": True}])
+def test_pooling_comes_before_a_relu_to_the_same_bits(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+
+    def build() -> nn.Sequential:
+        block = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+        pool = nn.MaxPool2d(2, **options)
+        return nn.Sequential(block, pool, nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+
+    plain, changed = build(), build()
+    changed.load_state_dict(plain.state_dict())
+    pool_first(changed)
+    assert [k for k, m in changed.named_modules() if "forward" in vars(m)] == ["0.2", "1", "3", "4"]
+    x = torch.randn(3, 2, 9, 9).round(decimals=1)  # rounded: ties, and outputs of exactly 0
+    results = []
+    for model in (plain, changed):
+        output = model(x)
+        results.append([output, *torch.autograd.grad(output.square().sum(), model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_pooling_stays_where_something_else_sees_the_relu() -> None:
+    relu, hooked = nn.ReLU(), nn.ReLU()
+    hooked.register_forward_hook(lambda *_: None)
+    shared = nn.Sequential(relu, nn.MaxPool2d(2), relu, nn.MaxPool2d(2))
+    watched = nn.Sequential(hooked, nn.MaxPool2d(2))
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rectified: torch.Tensor = self.layers[0](x)
+            return rectified
+
+    for model in (shared, watched, Own()):
+        pool_first(model)
+        assert not any("forward" in vars(m) for m in model.modules())
 
 
 def test_only_large_layers_that_are_used_once_are_fused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,8 @@ def train(
     terms: LocalTerms = LocalTerms(),  # noqa: B008
     round: int = 1,
 ) -> LocalResult:
-    return engine.train(start, round, [plan], examples, terms)
+    result = engine.train(start, round, [plan], examples, terms)
+    return replace(result, delta=result.delta.clone())  # an engine uses its memory again
 
 
 def engine_of(name: str, rule: str = "sgd", dtype: torch.dtype = torch.float64, **options: Any):

@@ -19,6 +19,7 @@ from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import LocalWork, plan_clients
 from fedopt.client.rates import constant_rates
 from fedopt.client.recipe import Recipe
+from fedopt.client.dense_steps import DenseSteps
 from fedopt.client.softmax_steps import SoftmaxSteps
 from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
@@ -134,30 +135,37 @@ def test_steps_and_full_batches_agree_with_the_loop(kind: str, amount: dict[str,
     assert_agree(train("stacked", kind, local=local), train("loop", kind, local=local))
 
 
+@pytest.mark.parametrize("kind", ["logistic", "mlp"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blocks", [1, 3, 8])
-def test_softmax_regression_is_stepped_in_numpy_to_the_same_bits_in_any_group(
-    dtype: str, blocks: int, monkeypatch: pytest.MonkeyPatch
+def test_dense_models_are_stepped_by_hand_to_the_same_bits_in_any_group(
+    kind: str, dtype: str, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bits of a client do not depend on how many are beside it, where no batch is padded."""
     rng = np.random.default_rng(5)
     sizes = (4, 8, 8, 12, 24, 24, 32, 40)
     clients = [(rng.normal(size=(n, 6)), rng.integers(0, 3, n)) for n in sizes]
     taken = []
-    take = SoftmaxSteps.take
+    steps = SoftmaxSteps if kind == "logistic" else DenseSteps
+    take = steps.take
     monkeypatch.setattr(
-        SoftmaxSteps, "take", lambda self, stretch: taken.append(1) or take(self, stretch)
+        steps, "take", lambda self, stretch: taken.append(1) or take(self, stretch)
     )
     losses = []
     for size in (2, blocks):
         run = fedopt.simulate(
-            model=lambda: model("logistic"),
+            model=lambda: model(kind),
             clients=clients,
             rounds=1,
             clients_per_round=None,
             dtype=dtype,
             strategy={"name": "fedprox", "mu": 0.3},
-            local={"epochs": 3, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.1}},
+            local={
+                "epochs": 3,
+                "batch_size": 4,
+                "optimizer": {"name": "sgd", "lr": 0.1},
+                "schedule": {"name": "one_cycle"},
+            },
             engine={"name": "inline", "training": "stacked", "block_size": size},
         )
         losses.append(run.clients.set_index("client")[["train_loss", "update_norm"]].sort_index())
