@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedopt")
 
 CHECKPOINTS = "checkpoints"
+_STATUS_NAMES = {int(status): status.name.lower() for status in Status}
 TOTALS = (
     "bytes_up",
     "bytes_down",
@@ -313,7 +314,7 @@ class Recorder:
         sharpness = self._sharpness(record.round)
         totals["wall_seconds"] = time.perf_counter() - self._started
         columns = dict(vars(reports))
-        columns["status"] = [Status(status).name.lower() for status in reports.status]
+        columns["status"] = [_STATUS_NAMES[status] for status in reports.status]
         columns["round"] = [record.round] * len(reports.client)
         down, up = record.client_nbytes
         trained = (Status.TRAINED, Status.PARTIAL)

@@ -129,9 +129,6 @@ class HandwrittenSteps(ABC):
         clients: G.
         classes: K, the outputs.
         width: D, or D + 1 for a 1 behind the inputs.
-
-    Attributes:
-        loss_sums: each client's sum of the losses of its steps so far, `[G]`.
     """
 
     def __init__(
@@ -140,7 +137,7 @@ class HandwrittenSteps(ABC):
         self._x = np.ascontiguousarray(inputs.flatten(1).numpy())
         self._y = targets.numpy()
         self._classes, self._width = classes, width
-        self.loss_sums = np.zeros(clients)
+        self._loss_sums = np.zeros(clients)
 
     def take(self, stretch: Stretch) -> None:
         """Take the steps of a stretch."""
@@ -154,8 +151,9 @@ class HandwrittenSteps(ABC):
                 stretch.rates[start:stop, :clients],
             )
 
-    def finish(self) -> None:
-        """Write the parameters back to where they came from, if they are elsewhere."""
+    def finish(self) -> Tensor:
+        """Return each client's sum of losses, `[G]`; its parameters are where they came from."""
+        return torch.from_numpy(self._loss_sums)
 
     def _take_alike(self, rows: Array, lengths: Array, rates: Array) -> None:
         """Take steps of the same shape: rows `[S, A, B]`, lengths and rates `[S, A]`."""
@@ -179,8 +177,8 @@ class HandwrittenSteps(ABC):
         losses = np.where(mask, np.log(stage.totals[..., 0]) - stage.tops, 0)
         sums = losses.sum(axis=-1, dtype=np.float64)
         # One step after another, so that the sum does not depend on where a stretch ends.
-        sums[0] += self.loss_sums[:clients]
-        self.loss_sums[:clients] = np.cumsum(sums, axis=0)[-1]
+        sums[0] += self._loss_sums[:clients]
+        self._loss_sums[:clients] = np.cumsum(sums, axis=0)[-1]
 
     @abstractmethod
     def _take_steps(self, stage: Stage) -> None:

@@ -65,12 +65,13 @@ class SoftmaxSteps(HandwrittenSteps):
             self._drift = _joined(weight_drift, bias_drift[0] if bias_drift else None)
         super().__init__(inputs, targets, *self._weight.shape)
 
-    def finish(self) -> None:
-        """Write the parameters back to where they came from."""
+    def finish(self) -> Tensor:
+        """Write the parameters back to where they came from; return the sums of losses, `[G]`."""
         weight, bias = self._stacked
         weight[...] = self._weight[..., : weight.shape[-1]]
         if bias is not None:
             bias[...] = self._weight[..., -1]
+        return super().finish()
 
     def _take_steps(self, stage: Stage) -> None:
         clients = stage.rows.shape[1]

@@ -232,8 +232,7 @@ class StackedEngine:
                 steps_by_hand = self._by_hand(inputs, targets, longest, terms, pull, clients)
                 for stretch in stretches:
                     steps_by_hand.take(stretch)
-                steps_by_hand.finish()
-                loss_sum = torch.from_numpy(steps_by_hand.loss_sums)
+                loss_sum = steps_by_hand.finish()
                 delta.sub_(start.parameters)
             else:
                 loss_sum = self._take_fused_steps(inputs, targets, stretches, terms, pull, clients)

@@ -154,6 +154,7 @@ def add_weighted(
     factors = weights.to(total.device)
     length = max(1, PIECE // len(rows))
     wide = scratch.take(len(rows) * length, total.dtype, total.device)
-    for part, piece in zip(total.split(length), rows.split(length, dim=1), strict=True):
+    for start in range(0, len(total), length):
+        part, piece = total[start : start + length], rows[:, start : start + length]
         own = wide[: piece.numel()].view(piece.shape).copy_(piece)
         torch.addmv(part, own.t(), factors, beta=0.0 if is_first else 1.0, out=part)

@@ -114,31 +114,36 @@ class Reports:
     available_share: list[float] = field(default_factory=list)
     selected_share: list[float] = field(default_factory=list)
 
-    def add(
+    def add(self, plan: ClientPlan, status: Status) -> None:
+        """Append one client whose training came to nothing."""
+        nan = [math.nan]
+        self.extend([plan], [status], nan, nan, [0.0], [0], nan, nan, nan)
+
+    def extend(
         self,
-        plan: ClientPlan,
-        status: Status,
-        loss: float = math.nan,
-        norm: float = math.nan,
-        weight: float = 0.0,
-        skipped: int = 0,
-        lr_sum: float = math.nan,
-        available_share: float = math.nan,
-        selected_share: float = math.nan,
+        plans: Sequence[ClientPlan],
+        statuses: Sequence[int],
+        losses: Sequence[float],
+        norms: Sequence[float],
+        weights: Sequence[float],
+        skipped: Sequence[int],
+        lr_sums: Sequence[float],
+        available_shares: Sequence[float],
+        selected_shares: Sequence[float],
     ) -> None:
-        """Append one client."""
-        self.client.append(plan.client)
-        self.status.append(int(status))
-        self.examples.append(plan.examples)
-        self.steps.append(plan.steps)
-        self.planned_steps.append(plan.planned_steps)
-        self.train_loss.append(loss)
-        self.update_norm.append(norm)
-        self.weight.append(weight)
-        self.skipped_steps.append(skipped)
-        self.lr_sum.append(lr_sum)
-        self.available_share.append(available_share)
-        self.selected_share.append(selected_share)
+        """Append a group of clients."""
+        self.client.extend([plan.client for plan in plans])
+        self.status.extend([int(status) for status in statuses])
+        self.examples.extend([plan.examples for plan in plans])
+        self.steps.extend([plan.steps for plan in plans])
+        self.planned_steps.extend([plan.planned_steps for plan in plans])
+        self.train_loss.extend(losses)
+        self.update_norm.extend(norms)
+        self.weight.extend(weights)
+        self.skipped_steps.extend(skipped)
+        self.lr_sum.extend(lr_sums)
+        self.available_share.extend(available_shares)
+        self.selected_share.extend(selected_shares)
 
     def add_untrained(self, client: int, examples: int, steps: int, planned: int) -> None:
         """Append a client that was sampled, but whose work could not have been used."""
@@ -513,7 +518,8 @@ class Trainer:
         chosen = [math.nan] * len(plans) if result.selected is None else result.selected.tolist()
         is_first = not sums.count
         good: list[int] = []
-        good_weights: list[float] = []
+        all_weights: list[float] = []
+        statuses: list[Status] = []
         buffers = result.buffers if update.buffers is None else update.buffers
         sound = result.buffers.isfinite().all(-1).tolist()
         own, sends = _finite_personal(result), _finite_rows(update, result.delta)
@@ -531,7 +537,6 @@ class Trainer:
                 weight = float(plan.examples) if self._weight_by_examples else 1.0
                 status = Status.PARTIAL if plan.is_partial else Status.TRAINED
                 good.append(i)
-                good_weights.append(weight)
                 sums.weight += weight
                 sums.count += 1
             else:
@@ -547,11 +552,14 @@ class Trainer:
                     what += ", something it sends or keeps that is not finite"
                 reason = f"training diverged: {what}"
                 outcome.failures.append(Failure(plan.client, reason, diverged=True))
-            outcome.reports.add(
-                plan, status, loss, norm, weight, skipped[i], lr_sums[i], available[i], chosen[i]
-            )
+            all_weights.append(weight)
+            statuses.append(status)
+        outcome.reports.extend(
+            plans, statuses, losses, norms, all_weights, skipped, lr_sums, available, chosen
+        )
         if not good:
             return
+        good_weights = [all_weights[i] for i in good]
         everyone = len(good) == len(plans)
         weights = torch.tensor(good_weights, dtype=torch.float64)
         colluding = self._colluding([plans[i].client for i in good])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,7 +91,9 @@ def both(
             full_gradient=shared.full_gradient,
             gradient_scale=shared.gradient_scale,
         )
-        found.append((plan.client, together, i, loop.train(start, 2, [plan], examples, own)))
+        alone = loop.train(start, 2, [plan], examples, own)
+        alone = replace(alone, delta=alone.delta.clone())  # an engine uses its memory again
+        found.append((plan.client, together, i, alone))
     return found
 
 

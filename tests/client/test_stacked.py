@@ -14,12 +14,12 @@ from torch import nn
 import fedopt
 from fedopt.client import softmax_steps, stacked, stacked_batches, stacked_layers
 from fedopt.client.algorithm import LocalTerms
+from fedopt.client.dense_steps import DenseSteps
 from fedopt.client.engines import choose_engine
 from fedopt.client.loop import LoopEngine
 from fedopt.client.plan import LocalWork, plan_clients
 from fedopt.client.rates import constant_rates
 from fedopt.client.recipe import Recipe
-from fedopt.client.dense_steps import DenseSteps
 from fedopt.client.softmax_steps import SoftmaxSteps
 from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
@@ -148,9 +148,7 @@ def test_dense_models_are_stepped_by_hand_to_the_same_bits_in_any_group(
     taken = []
     steps = SoftmaxSteps if kind == "logistic" else DenseSteps
     take = steps.take
-    monkeypatch.setattr(
-        steps, "take", lambda self, stretch: taken.append(1) or take(self, stretch)
-    )
+    monkeypatch.setattr(steps, "take", lambda self, stretch: taken.append(1) or take(self, stretch))
     losses = []
     for size in (2, blocks):
         run = fedopt.simulate(
