@@ -224,6 +224,11 @@ VALUES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
             "groups": small,
             "dropout": below_one,
         },
+        "resnet": {
+            "depth": st.sampled_from([8, 14, 20, 110]),
+            "width": st.sampled_from([2, 4, 64]),
+            "groups": st.sampled_from([1, 2]),
+        },
         "cell_supernet": {
             "channels": small,
             "cells": small,

@@ -71,7 +71,7 @@ def choose_engine(
     if training == "loop":
         return loop("asked for")
     try:
-        check_stackable(model)
+        check_stackable(model, kronecker)
     except NotStackableError as error:
         if training == "stacked":
             raise ConfigError(f'"stacked" cannot be used: {error}', key="engine.training") from None

@@ -173,8 +173,9 @@ class HandwrittenSteps(ABC):
             rates,
             is_uniform=not (rates != rates[:, :1]).any(),
         )
-        self._take_steps(stage)
-        losses = np.where(mask, np.log(stage.totals[..., 0]) - stage.tops, 0)
+        with np.errstate(all="ignore"):  # the trainer reports what is not finite
+            self._take_steps(stage)
+            losses = np.where(mask, np.log(stage.totals[..., 0]) - stage.tops, 0)
         sums = losses.sum(axis=-1, dtype=np.float64)
         # One step after another, so that the sum does not depend on where a stretch ends.
         sums[0] += self._loss_sums[:clients]

@@ -8,7 +8,7 @@ pass; any other recipe is carried out on the stacked gradients (see `fedopt.clie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -46,16 +46,20 @@ from fedopt.client.stacked_batches import (
 )
 from fedopt.client.stacked_layers import (
     STACKED_FORMS,
-    StackedEmbedding,
+    Draws,
+    Parameters,
+    StackedBranches,
     StackedLayer,
-    StackedLinear,
-    StackedModule,
+    backward_through,
+    forward_through,
+    register_stacked,
 )
 from fedopt.client.stacked_steps import Collect, FusedSgd, drift
 from fedopt.client.steps import LocalSteps
 from fedopt.data.population import Examples
 from fedopt.memory import empty_rows
 from fedopt.models.layout import ModelState, ParameterLayout
+from fedopt.models.residual import Residual
 from fedopt.optim.kronecker import KroneckerModel, LayerStatistics
 from fedopt.optim.rules import Sgd
 from fedopt.seeds import torch_seed
@@ -106,6 +110,9 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
         ]
     if type(model) not in STACKED_FORMS:
         raise NotStackableError(f"{type(model).__name__} has no stacked form")
+    if isinstance(model, Residual):
+        for branch in (model.body, model.shortcut):
+            leaves(branch)
     if isinstance(model, nn.Conv2d) and (
         model.padding_mode != "zeros" or isinstance(model.padding, str)
     ):
@@ -121,15 +128,22 @@ def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     return [(prefix, model)]
 
 
-def check_stackable(model: nn.Module) -> None:
+def check_stackable(model: nn.Module, kronecker: KroneckerModel | None = None) -> None:
     """Check that a model can be stacked.
+
+    Args:
+        model: the model.
+        kronecker: the layers with Kronecker factors, where clients have factors.
 
     Raises:
         NotStackableError: naming the part that cannot.
     """
+    found = [layer for _, layer in leaves(model)]
+    if kronecker is not None and any(layer.module not in found for layer in kronecker.layers):
+        raise NotStackableError("Kronecker factors inside residual blocks have no stacked form")
     seen: set[int] = set()
-    for _, layer in leaves(model):
-        for parameter in layer.parameters(recurse=False):
+    for layer in found:
+        for _, parameter in layer.named_parameters(remove_duplicate=False):
             if id(parameter) in seen:
                 raise NotStackableError("tied parameters have no stacked form")
             if not parameter.requires_grad:
@@ -168,10 +182,10 @@ class StackedEngine:
         device: torch.device,
         precision: str = "full",
     ) -> None:
-        check_stackable(model)
-        self.layout = ParameterLayout.of(model)
         rule = recipe.kronecker
         self._kronecker = kronecker_model(model, rule) if rule is not None else None
+        check_stackable(model, self._kronecker)
+        self.layout = ParameterLayout.of(model)
         modules = [module for _, module in leaves(model)]
         with_factors = self._kronecker.layers if self._kronecker is not None else ()
         self._places = [modules.index(layer.module) for layer in with_factors]
@@ -302,7 +316,7 @@ class StackedEngine:
         self._capacity = clients  # now that there was memory for all of it
 
     def _stacked(self, layer: nn.Module, prefix: str, positions: dict[str, int]) -> StackedLayer:
-        own = {n: positions[f"{prefix}{n}"] for n, _ in layer.named_parameters(recurse=False)}
+        own = {n: positions[f"{prefix}{n}"] for n, _ in layer.named_parameters()}
         build = STACKED_FORMS[type(layer)]
         return build(layer, self._parameters, own, self._draws)
 
@@ -543,8 +557,7 @@ class StackedEngine:
         """Return each client's objective on a batch at the current parameters, `[A]`."""
         with self._besides(), torch.no_grad(), passes(self.device, self._precision):
             x, y = self._examples(inputs, targets, batch)
-            for layer in self._layers:
-                x = layer.forward(x)
+            x = forward_through(self._layers, x)
             if selection is not None:
                 return selection.objective(self._example_losses(x, y, batch))
             return self._loss_and_gradient(x, y, batch)[0] / batch.lengths
@@ -576,24 +589,10 @@ class StackedEngine:
         """Do a forward and a backward pass; return each client's sum of losses, `[A]`."""
         with torch.no_grad(), passes(self.device, self._precision):
             x, y = self._examples(inputs, targets, batch)
-            for layer in self._layers:
-                x = layer.forward(x)
+            x = forward_through(self._layers, x)
             losses, gradient = self._loss_and_gradient(x, y, batch, selection)
-            below: Tensor | None = gradient
-            for position in range(len(self._layers) - 1, -1, -1):
-                assert below is not None
-                below = self._layers[position].backward(below, sink, self._has_parameters(position))
-                if below is None:
-                    break
+            backward_through(self._layers, gradient, sink, need_input=False)
         return losses
-
-    def _has_parameters(self, position: int) -> bool:
-        """Whether a layer below `position` has parameters, so that gradients must reach it."""
-        return any(
-            isinstance(layer, StackedLinear | StackedEmbedding)
-            or (isinstance(layer, StackedModule) and layer.has_parameters)
-            for layer in self._layers[:position]
-        )
 
     def _loss_and_gradient(
         self, output: Tensor, y: Tensor, batch: Batch, selection: Selection | None = None
@@ -664,6 +663,29 @@ class StackedEngine:
         if any(value is None for value in sums):
             return None
         return torch.tensor(sums, dtype=torch.float64)
+
+
+def _residual(
+    block: Residual, parameters: Parameters, own: Mapping[str, int], draws: Draws
+) -> StackedBranches:
+    """Return the stacked form of a residual block."""
+    branches = []
+    for name, branch in (("body", block.body), ("shortcut", block.shortcut)):
+        branches.append(
+            [
+                STACKED_FORMS[type(layer)](
+                    layer,
+                    parameters,
+                    {n: own[f"{prefix}{n}"] for n, _ in layer.named_parameters()},
+                    draws,
+                )
+                for prefix, layer in leaves(branch, f"{name}.")
+            ]
+        )
+    return StackedBranches(branches)
+
+
+register_stacked(Residual, _residual)
 
 
 def _mask(batch: Batch) -> Tensor | None:

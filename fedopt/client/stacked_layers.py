@@ -8,9 +8,11 @@ gradient (`W.baddbmm_(g^T, x, alpha=-lr)`), so that no gradient is ever stored.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,33 @@ class StackedLayer(Protocol):
         """
         ...
 
+    @property
+    def has_parameters(self) -> bool:
+        """Whether it has parameters of its own, which gradients must reach."""
+        ...
+
+
+def forward_through(layers: Sequence[StackedLayer], x: Tensor) -> Tensor:
+    """Return the output of layers one after another."""
+    for layer in layers:
+        x = layer.forward(x)
+    return x
+
+
+def backward_through(
+    layers: Sequence[StackedLayer], gradient: Tensor, sink: Sink, need_input: bool
+) -> Tensor | None:
+    """Hand over the gradients of the parameters of layers; return that of the input, if needed."""
+    have = (layer.has_parameters for layer in layers)
+    *needs, _ = accumulate(have, operator.or_, initial=need_input)
+    below: Tensor | None = gradient
+    for layer, need in zip(reversed(layers), reversed(needs), strict=True):
+        assert below is not None
+        below = layer.backward(below, sink, need)
+        if below is None:
+            break
+    return below
+
 
 Parameters = Sequence[Tensor]
 """The stacked parameters of the model, `[C, *shape]` each, in the layout's order."""
@@ -59,6 +88,8 @@ class StackedLinear:
         weight: position of W `[C, out, in]`.
         bias: position of b `[C, out]`, or None.
     """
+
+    has_parameters: ClassVar[bool] = True
 
     def __init__(self, parameters: Parameters, weight: int, bias: int | None) -> None:
         self._parameters = parameters
@@ -105,6 +136,8 @@ class StackedEmbedding:
         padding: row that is never trained, or None.
     """
 
+    has_parameters: ClassVar[bool] = True
+
     def __init__(self, parameters: Parameters, weight: int, padding: int | None) -> None:
         self._parameters = parameters
         self._weight = weight
@@ -145,6 +178,8 @@ class StackedEmbedding:
 class StackedRelu:
     """max(x, 0)."""
 
+    has_parameters: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self._output: Tensor | None = None
 
@@ -167,6 +202,8 @@ class StackedRelu:
 
 class StackedFlatten:
     """`[A, B, ...]` to `[A, B, features]`."""
+
+    has_parameters: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._shape: torch.Size | None = None
@@ -193,6 +230,8 @@ class StackedDropout:
         probability: of an activation to be dropped.
         draws: returns, for each active client, its generator and its examples in this step.
     """
+
+    has_parameters: ClassVar[bool] = False
 
     def __init__(
         self, probability: float, draws: Callable[[], Iterable[tuple[torch.Generator, int]]]
@@ -281,6 +320,48 @@ class StackedModule:
     def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Apply the module, recorded."""
         return self._function([parameters[i] for i in self._indices], x)
+
+
+class StackedBranches:
+    """y = the sum of several branches over the same x.
+
+    Args:
+        branches: the layers of each; one without layers is the identity.
+    """
+
+    def __init__(self, branches: Sequence[Sequence[StackedLayer]]) -> None:
+        self._branches = branches
+        self.has_parameters = any(layer.has_parameters for branch in branches for layer in branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of the branches' outputs."""
+        first, *others = (forward_through(branch, x) for branch in self._branches)
+        for other in others:
+            first = first + other
+        return first
+
+    def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
+        """Go back through each branch; return the sum of the gradients at x."""
+        found = [backward_through(b, gradient, sink, need_input) for b in self._branches]
+        if not need_input:
+            return None
+        first, *others = (below for below in found if below is not None)
+        for other in others:
+            first = first + other
+        return first
+
+    def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Return the sum of the branches' outputs, recorded."""
+        made = []
+        for branch in self._branches:
+            y = x
+            for layer in branch:
+                y = layer.recorded(parameters, y)
+            made.append(y)
+        first, *others = made
+        for other in others:
+            first = first + other
+        return first
 
 
 PER_EXAMPLE: tuple[type[nn.Module], ...] = (

@@ -53,6 +53,24 @@ class CnnOptions(Options):
             )
 
 
+class ResnetOptions(Options):
+    """The residual network of He et al. (2016) for small images, with GroupNorm."""
+
+    depth: int = Field(8, ge=8, description="layers with weights: 8, 14, 20, ... (6 n + 2)")
+    width: int = Field(16, ge=1, description="channels of the first of three stages, >= 1")
+    groups: int = Field(2, ge=1, description="groups of GroupNorm; must divide the width")
+
+    def model_post_init(self, _context: object) -> None:
+        """Refuse depths without whole stages, and channels that GroupNorm cannot split."""
+        if (self.depth - 2) % 6:
+            below = self.depth - (self.depth - 2) % 6
+            raise ValueError(
+                f"depth: must be 6 n + 2, got {self.depth}; the nearest are {below} and {below + 6}"
+            )
+        if self.width % self.groups:
+            raise ValueError(f"groups: must divide width = {self.width}, got {self.groups}")
+
+
 class CellSupernetOptions(Options):
     """Cells of mixed operations, for images."""
 
@@ -135,6 +153,16 @@ register(
         options=CnnOptions,
         description="two convolutions with max-pooling and one dense layer",
         source="McMahan et al. 2017, section 3 (CNN)",
+    )
+)
+register(
+    Entry(
+        kind="models",
+        name="resnet",
+        target="fedopt.models.residual:resnet",
+        options=ResnetOptions,
+        description="residual network for small images with GroupNorm; depth=8 is ResNet-8",
+        source="He et al. 2016, section 4.2; Hsieh et al. 2020 (GroupNorm)",
     )
 )
 register(

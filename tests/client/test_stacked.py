@@ -24,6 +24,8 @@ from fedopt.client.softmax_steps import SoftmaxSteps
 from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
 from fedopt.errors import ConfigError
+from fedopt.models.residual import Residual, resnet
+from fedopt.optim.curvature import KroneckerRule
 from fedopt.optim.rules import Adam, Sgd
 
 # Float64 sums of a few products in another order: some 1e-15 a step, over a hundred steps.
@@ -48,6 +50,14 @@ def model(kind: str) -> nn.Module:
         "group_norm": [nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.GELU(), nn.Linear(8, 3)],
         "norm_first": [nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)],
         "dropout": [nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3)],
+        "residual": [
+            Residual(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6)), nn.Sequential()),
+            nn.ReLU(),
+            Residual(
+                nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.2)),
+                nn.Sequential(nn.Linear(6, 3, bias=False)),
+            ),
+        ],
     }
     return nn.Sequential(*layers[kind])
 
@@ -82,7 +92,17 @@ def assert_agree(one: fedopt.Run, other: fedopt.Run) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["logistic", "unbiased", "mlp", "nested", "layer_norm", "group_norm", "norm_first", "dropout"],
+    [
+        "logistic",
+        "unbiased",
+        "mlp",
+        "nested",
+        "layer_norm",
+        "group_norm",
+        "norm_first",
+        "dropout",
+        "residual",
+    ],
 )
 def test_every_layer_agrees_with_the_loop(kind: str) -> None:
     assert_agree(train("stacked", kind), train("loop", kind))
@@ -336,6 +356,59 @@ def test_a_registered_layer_is_stacked(monkeypatch: pytest.MonkeyPatch) -> None:
         for training in ("stacked", "loop")
     ]
     assert_agree(*runs)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"strategy": {"name": "fedprox", "mu": 0.1}},
+        {"strategy": "scaffold"},
+        {
+            "local": {
+                "optimizer": {"name": "adam", "lr": 0.01},
+                "sam": {"rho": 0.05},
+                "gradient": {"clip_norm": 1.0, "penalty": 0.01},
+            }
+        },
+    ],
+    ids=["proximal", "corrected", "twice differentiated"],
+)
+def test_a_residual_network_agrees_with_the_loop(tables: dict[str, Any]) -> None:
+    rng = np.random.default_rng(5)
+    sizes = (1, 3, 8, 9)
+    clients = [(rng.normal(size=(n, 2, 8, 8)), rng.integers(0, 3, n)) for n in sizes]
+    local = {"epochs": 2, "batch_size": 4, "optimizer": {"name": "sgd", "lr": 0.05}}
+    runs = [
+        fedopt.simulate(
+            model=lambda: resnet((2, 8, 8), 3, width=4),
+            clients=clients,
+            rounds=2,
+            clients_per_round=3,
+            dtype="float64",
+            engine={"name": "inline", "training": training},
+            **(tables | {"local": local | tables.get("local", {})}),
+        )
+        for training in ("stacked", "loop")
+    ]
+    assert_agree(*runs)
+
+
+def test_what_is_inside_a_residual_block_is_looked_at() -> None:
+    def block(*body: nn.Module) -> nn.Sequential:
+        return nn.Sequential(Residual(nn.Sequential(*body), nn.Sequential()), nn.Linear(4, 3))
+
+    twice = nn.Linear(4, 4)
+    for model_, words in (
+        (block(nn.Linear(4, 4), nn.BatchNorm1d(4)), "BatchNorm1d has no stacked form"),
+        (block(twice, nn.ReLU(), twice), "tied parameters"),
+        (block(nn.Linear(4, 4).requires_grad_(False)), "frozen parameters"),
+    ):
+        with pytest.raises(NotStackableError, match=words):
+            check_stackable(model_)
+    recipe = Recipe(KroneckerRule())
+    with pytest.raises(ConfigError, match="inside residual blocks"):
+        choose_engine("stacked", block(nn.Linear(4, 4)), recipe, torch.device("cpu"))
+    assert choose_engine("auto", block(nn.Linear(4, 4)), recipe, torch.device("cpu")).name == "loop"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "logistic"])

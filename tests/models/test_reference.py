@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from fedopt.config import load
 from fedopt.errors import ConfigError
 from fedopt.models.reference import cnn, logistic, mlp
+from fedopt.models.residual import Residual, resnet
 
 
 def count(model: nn.Module) -> int:
@@ -23,6 +26,45 @@ def test_the_papers_counts() -> None:
     assert count(cnn((1, 28, 28), 10)) == 1_663_370  # McMahan et al. 2017, section 3
     assert count(mlp((1, 28, 28), 10, hidden=(200, 200))) == 199_210  # the same, 2NN
     assert count(logistic((60,), 10)) == 610  # Li et al. 2020, Synthetic
+
+
+def test_residual_networks_have_the_papers_depth_and_size() -> None:
+    """He et al. 2016, table 6: 20, 32 and 56 layers have 0.27, 0.46 and 0.85 million weights.
+
+    Shortcuts A have none; B add a convolution and its normalisation at two places.
+    """
+    shortcuts = 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
+    for depth, expected in ((20, 0.27e6), (32, 0.46e6), (56, 0.85e6)):
+        model = resnet((3, 32, 32), 10, depth=depth)
+        assert count(model) - shortcuts == pytest.approx(expected, abs=0.01e6)
+        layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        assert len(layers) == depth + 2
+    assert count(resnet((3, 32, 32), 10)) == 78_042
+
+
+@given(st.integers(1, 3), st.integers(4, 9), st.integers(4, 9), st.sampled_from([8, 14]))
+def test_residual_networks_take_any_image(depth: int, height: int, width: int, layers: int) -> None:
+    model = resnet((depth, height, width), 3, depth=layers, width=2, groups=1)
+    assert model(torch.randn(2, depth, height, width)).shape == (2, 3)
+
+
+def test_a_residual_block_adds_its_input() -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(Residual(nn.Sequential(nn.ReLU()), nn.Sequential())(x), x.relu() + x)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["model.depth=9"], "must be 6 n + 2, got 9; the nearest are 8 and 14"),
+        (["model.groups=3"], "must divide width = 16, got 3"),
+    ],
+)
+def test_residual_networks_say_what_they_cannot_take(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(None, ["model=resnet", *words])
+    with pytest.raises(ConfigError, match="resnet needs images"):
+        resnet((60,), 10)
 
 
 shape = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
