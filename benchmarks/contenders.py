@@ -29,13 +29,25 @@ class Racer(Contender, Protocol):
 
 
 class Bare:
-    """The plain loop."""
+    """The plain loop.
 
-    name = "bare torch loop"
+    Args:
+        workload: the task.
+        device: where it runs.
+        compiled: mode of `torch.compile`, or None.
+        name: name in the tables.
+    """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        device: str = "cpu",
+        compiled: str | None = None,
+        name: str = "bare torch loop",
+    ) -> None:
+        self.name = name
         self._workload = workload
-        self._loop = BareLoop(workload)
+        self._loop = BareLoop(workload, device, compiled)
         self._values = self._loop.initial()
         self._rng = np.random.default_rng(SEED)
 

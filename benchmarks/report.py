@@ -92,6 +92,15 @@ def scaling_tables(rows: Sequence[Row]) -> dict[str, str]:
     return tables
 
 
+def device_table(rows: Sequence[Row]) -> str:
+    """Return the contenders of each workload on one device."""
+    columns = (
+        "workload", "clients a round", "contender", "clients/s", "x plain", "ms a round",
+        "first round, s", "max difference", "others, cores",
+    )  # fmt: skip
+    return markdown(rows, columns)
+
+
 def secure_table(rows: Sequence[Row]) -> str:
     """Return what a secure sum costs: a row a sum, over its stages."""
     columns = ("client, ms", "server, ms", "bytes up", "bytes down")
@@ -135,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in dict.fromkeys(row["workload"] for row in techniques):
         own = (row for row in techniques if row["workload"] == name)
         tables[f"techniques {name}"] = markdown(own, columns)
+    tables["compiled"] = device_table(read(options.results / "compiled.csv")[1])
     for name in ("profile", "startup"):
         rows = read(options.results / f"{name}.csv")[1]
         tables[name] = markdown(rows, list(rows[0]))

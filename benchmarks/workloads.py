@@ -159,13 +159,21 @@ class BareLoop:
 
     Args:
         workload: the task.
+        device: where the model and all data are.
+        compiled: mode of `torch.compile`, or None for the model as it is.
     """
 
-    def __init__(self, workload: Workload) -> None:
+    def __init__(
+        self, workload: Workload, device: str = "cpu", compiled: str | None = None
+    ) -> None:
         self._workload = workload
-        self.model = workload.build_model()
-        self._parameters = list(self.model.parameters())
-        self._data = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in workload.data()]
+        model = workload.build_model().to(device)
+        self._parameters = list(model.parameters())
+        self.model: Any = model if compiled is None else torch.compile(model, mode=compiled)
+        self._data = [
+            (torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
+            for x, y in workload.data()
+        ]
 
     def initial(self) -> list[Tensor]:
         """Return a copy of the model's values."""

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import measuring, report, scaling, secure, speed, techniques
+from benchmarks import accelerator, measuring, report, scaling, secure, speed, techniques
 from benchmarks.contenders import distance
 from benchmarks.two_processes import FusedDense, LeanLoop, views
 from benchmarks.workloads import BareLoop, find
@@ -56,6 +56,16 @@ def test_the_reference_engines_agree_with_the_plain_loop(name: str) -> None:
     got = views(total / len(cohort), [value.shape for value in start])
     # Channels-last convolutions add in another order than those of the plain loop.
     assert distance(got, expected) < (1e-4 if name == "W2" else 1e-6)
+
+
+def test_the_engines_agree_with_a_plain_loop_on_a_device(tmp_path: Path) -> None:
+    options = ["--quick", "--workloads", "W3", "--without", "compiled", "--out", str(tmp_path)]
+    assert accelerator.main(["--device", "cpu", *options]) == 0
+    table = pd.read_csv(tmp_path / "compiled.csv", comment="#")
+    assert set(table["contender"]) == {accelerator.PLAIN, "fedopt, loop", "fedopt, stacked"}
+    if not torch.cuda.is_available():
+        assert accelerator.main(options) == 2
+    assert "| W3 |" in report.device_table(report.read(tmp_path / "compiled.csv")[1])
 
 
 def test_scaling_writes_its_tables(tmp_path: Path) -> None:
