@@ -20,6 +20,8 @@ from fedopt.recorder import Recorder
 from fedopt.registry import get
 from fedopt.server.evaluation import Evaluator
 
+BARE = "bare torch loop"
+
 
 class Racer(Contender, Protocol):
     """A contender whose mathematics can be checked."""
@@ -43,7 +45,7 @@ class Bare:
         workload: Workload,
         device: str = "cpu",
         compiled: str | None = None,
-        name: str = "bare torch loop",
+        name: str = BARE,
     ) -> None:
         self.name = name
         self._workload = workload

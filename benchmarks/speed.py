@@ -127,7 +127,7 @@ def table(
 ) -> list[Row]:
     """Return a row a contender: speed, ratios, time added, distance from the plain loop."""
     middle = {name: quartiles(times)[1] for name, times in seconds.items()}
-    bare, stock = middle[parts.Bare.name], middle.get(FLOWER)
+    bare, stock = middle[parts.BARE], middle.get(FLOWER)
     quickstart, reference = middle.get(QUICKSTART), middle.get(parts.Reference.name)
     rows: list[Row] = []
     for name, times in seconds.items():

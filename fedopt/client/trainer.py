@@ -314,7 +314,9 @@ class Trainer:
         broadcast = {PARAMETERS: start.parameters, BUFFERS: start.buffers, **broadcast}
         tree = SumTree(blocks_of_round)
         outcome = TrainingOutcome(tree.roots)
-        for block in blocks:
+        self._read_ahead(blocks[:1])
+        for place, block in enumerate(blocks):
+            self._read_ahead(blocks[place + 1 : place + 2])
             started = time.perf_counter()
             sums = self._empty_sums(block.id)
             everyone = self._plans(round, block)
@@ -328,6 +330,13 @@ class Trainer:
             sums.seconds = time.perf_counter() - started
             tree.add(sums)
         return outcome
+
+    def _read_ahead(self, blocks: Sequence[Block]) -> None:
+        """Have examples that lie in a file read while others are trained on."""
+        read = getattr(self.population, "read_ahead", None)
+        if read is not None:
+            for block in blocks:
+                read(block.clients)
 
     def _plans(self, round: int, block: Block) -> list[Placed]:
         """Return the plans of a block's clients, those with the most steps first."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedopt.data.dataset import Dataset
 from fedopt.data.label_noise import flip_labels
-from fedopt.data.mapped import pack, unpack
+from fedopt.data.mapped import ReadAhead, pack, unpack
 from fedopt.data.partitioners import AnyArray, IntArray, Partition
 from fedopt.data.protocol import Dtype, Examples, check_dtype, facts, held_out, need_classes
 from fedopt.errors import ConfigError, DataError
@@ -63,6 +63,7 @@ class ArrayPopulation:
         self._seed = seed
         self._dtype = np.dtype(dtype)
         self._takes_integers = False
+        self._ahead = ReadAhead(dataset.x)
         self._noisy: IntArray | None = (
             flip_labels(dataset.y, dataset.classes, label_noise, seed) if label_noise else None
         )
@@ -112,6 +113,11 @@ class ArrayPopulation:
         rows = np.concatenate([self._client_rows(c)[0] for c in clients])
         return self._gather(rows, self._training_labels)
 
+    def read_ahead(self, clients: Sequence[int]) -> None:
+        """Have the system read the training inputs of some clients, where they lie in a file."""
+        if self._ahead.is_asking:
+            self._ahead.ask(np.concatenate([self._client_rows(c)[0] for c in clients]))
+
     def validation(self, client: int) -> Examples:
         """Return the held-out examples of a client; there may be none."""
         return self._gather(self._client_rows(client)[1], self._dataset.y)
@@ -154,6 +160,7 @@ class ArrayPopulation:
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
+        del state["_ahead"]
         data = dict(self._dataset.__dict__)
         for key in ("x", "y", "test_x", "test_y"):
             data[key] = None if data[key] is None else pack(data[key])
@@ -164,7 +171,7 @@ class ArrayPopulation:
         data = state["_dataset"]
         for key in ("x", "y", "test_x", "test_y"):
             data[key] = None if data[key] is None else unpack(data[key])
-        self.__dict__.update(state, _dataset=Dataset(**data))
+        self.__dict__.update(state, _dataset=Dataset(**data), _ahead=ReadAhead(data["x"]))
 
     def _client_rows(self, client: int) -> tuple[IntArray, IntArray]:
         """Return the rows for training and for validation of a client."""
@@ -188,9 +195,9 @@ class ArrayPopulation:
         return self._dataset.y if self._noisy is None else self._noisy
 
     def _gather(self, rows: IntArray, targets: AnyArray) -> Examples:
-        return self._materialise(
-            np.take(self._dataset.x, rows, axis=0), np.take(targets, rows, axis=0)
-        )
+        with self._ahead.watched():
+            x = np.take(self._dataset.x, rows, axis=0)
+        return self._materialise(x, np.take(targets, rows, axis=0))
 
     def _materialise(self, x: AnyArray, y: AnyArray) -> Examples:
         """Return examples over `x` and `y`, fresh arrays that may be changed in place."""

@@ -1,17 +1,23 @@
-"""Pickling of memory-mapped arrays as a place in a file instead of a copy of the data.
+"""Memory-mapped arrays: pickled as a place in a file, and read ahead of their use.
 
 numpy pickles a `np.memmap` by reading all of it. A population that is sent to worker processes
-on the same machine, or on machines that share the folder, sends this instead.
+on the same machine, or on machines that share the folder, sends this instead. Rows that are in no
+memory yet are read page by page as they are touched, each time waiting for the disk, unless the
+system is told beforehand which ones will be needed.
 """
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fedopt.data.partitioners import AnyArray
+from fedopt.data.partitioners import AnyArray, IntArray
 from fedopt.errors import DataError
 
 
@@ -51,13 +57,11 @@ class MappedArray:
 
 def pack(array: AnyArray) -> AnyArray | MappedArray:
     """Return the place in its file of a mapped array or of a view of one; others as they are."""
-    root = array
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    if not isinstance(root, np.memmap) or root.filename is None:
+    root = _root(array)
+    if root is None or root.filename is None:
         return array
     path = Path(root.filename).resolve()
-    inside = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    inside = _address(array) - _address(root)
     return MappedArray(
         str(path),
         array.dtype,
@@ -71,3 +75,88 @@ def pack(array: AnyArray) -> AnyArray | MappedArray:
 def unpack(packed: AnyArray | MappedArray) -> AnyArray:
     """Undo `pack`."""
     return packed.open() if isinstance(packed, MappedArray) else packed
+
+
+class ReadAhead:
+    """Has the system read rows of a mapped array, while something else is done.
+
+    It asks as long as rows are not in memory when they are used: that is seen by the page faults
+    that had to wait. Where none did for a while it stops, as asking costs a call a row.
+
+    Args:
+        array: examples, `[M, ...]`, contiguous rows of a mapped file; of any other array nothing
+            is ever asked.
+    """
+
+    PATIENCE = 8
+    """Uses without a wait until asking ends."""
+
+    def __init__(self, array: AnyArray) -> None:
+        self._mapping: mmap.mmap | None = None
+        self._left = self.PATIENCE
+        root = _root(array)
+        mapping = None if root is None else getattr(root, "_mmap", None)
+        is_in_order = array.ndim > 0 and array.flags.c_contiguous
+        if root is None or mapping is None or not is_in_order or not hasattr(mapping, "madvise"):
+            return
+        self._mapping = mapping
+        before = root.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins at a page
+        self._first = _address(array) - _address(root) + before
+        self._row_nbytes = array.strides[0]
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether rows are asked for: they lie in a file, and were waited for not long ago."""
+        return self._mapping is not None and self._left > 0
+
+    def ask(self, rows: IntArray) -> int:
+        """Ask for some rows, unless asking has ended; return the number of calls.
+
+        Args:
+            rows: positions along the first axis, in any order.
+        """
+        if self._mapping is None or not self._left or not rows.size or not self._row_nbytes:
+            return 0
+        begins = self._first + np.sort(rows) * self._row_nbytes
+        first_pages = begins // mmap.PAGESIZE
+        stop_pages = -(-(begins + self._row_nbytes) // mmap.PAGESIZE)
+        # Rows whose pages touch those of the row before are one stretch with it.
+        starts = np.flatnonzero(np.r_[True, first_pages[1:] > stop_pages[:-1]])
+        stops = np.r_[starts[1:], len(rows)] - 1
+        for start, stop in zip(
+            first_pages[starts].tolist(), stop_pages[stops].tolist(), strict=True
+        ):
+            place = start * mmap.PAGESIZE
+            length = min(stop * mmap.PAGESIZE, len(self._mapping)) - place
+            self._mapping.madvise(mmap.MADV_WILLNEED, place, length)
+        return len(starts)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """See whether what is done inside waits for the disk."""
+        if self._mapping is None:
+            yield
+            return
+        before = _waits()
+        yield
+        self._left = self.PATIENCE if _waits() > before else max(0, self._left - 1)
+
+
+def _waits() -> int:
+    """Return how often this thread has waited for a page from the disk."""
+    import resource  # not on Windows, which has no `madvise` either
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def _root(array: AnyArray) -> np.memmap[Any, Any] | None:
+    """Return the mapped array that an array is, or is a view of; None where there is none."""
+    root = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return root if isinstance(root, np.memmap) else None
+
+
+def _address(array: AnyArray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
