@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = (row for row in techniques if row["workload"] == name)
         tables[f"techniques {name}"] = markdown(own, columns)
     tables["compiled"] = device_table(read(options.results / "compiled.csv")[1])
-    for name in ("profile", "startup"):
+    for name in ("profile", "startup", "reading"):
         rows = read(options.results / f"{name}.csv")[1]
         tables[name] = markdown(rows, list(rows[0]))
     old = options.document.read_text(encoding="utf-8")

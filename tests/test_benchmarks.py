@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import accelerator, measuring, report, scaling, secure, speed, techniques
+from benchmarks import accelerator, measuring, reading, report, scaling, secure, speed, techniques
 from benchmarks.contenders import distance
 from benchmarks.two_processes import FusedDense, LeanLoop, views
 from benchmarks.workloads import BareLoop, find
@@ -66,6 +66,14 @@ def test_the_engines_agree_with_a_plain_loop_on_a_device(tmp_path: Path) -> None
     if not torch.cuda.is_available():
         assert accelerator.main(options) == 2
     assert "| W3 |" in report.device_table(report.read(tmp_path / "compiled.csv")[1])
+
+
+def test_reading_writes_its_table(tmp_path: Path) -> None:
+    if reading.main(["--quick", "--out", str(tmp_path)]) == 2:
+        pytest.skip("the system cannot be asked to read ahead")
+    table = pd.read_csv(tmp_path / "reading.csv", comment="#").set_index("examples")
+    assert table.loc["read as touched", "x read as touched"] == 1
+    assert table.loc["in memory", "waits for the disk a round"] == 0
 
 
 def test_scaling_writes_its_tables(tmp_path: Path) -> None:

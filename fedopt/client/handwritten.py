@@ -24,6 +24,9 @@ from fedopt.client.stacked_batches import Stretch
 _GATHERED_NBYTES = 1 << 19
 """Inputs that are gathered at once."""
 
+_STAGE_OUTPUTS = 1 << 20
+"""Outputs of the steps that are prepared at once, of all clients together."""
+
 Array = npt.NDArray[Any]
 
 
@@ -145,11 +148,14 @@ class HandwrittenSteps(ABC):
         changes = np.flatnonzero((np.diff(active) != 0) | (np.diff(widths) != 0)) + 1
         for start, stop in pairwise([0, *changes.tolist(), len(active)]):
             clients, width = int(active[start]), int(widths[start])
-            self._take_alike(
-                stretch.rows[start:stop, :clients, :width],
-                stretch.lengths[start:stop, :clients],
-                stretch.rates[start:stop, :clients],
-            )
+            steps = max(1, _STAGE_OUTPUTS // (clients * width * self._classes))
+            for first in range(start, stop, steps):
+                part = slice(first, min(stop, first + steps))
+                self._take_alike(
+                    stretch.rows[part, :clients, :width],
+                    stretch.lengths[part, :clients],
+                    stretch.rates[part, :clients],
+                )
 
     def finish(self) -> Tensor:
         """Return each client's sum of losses, `[G]`; its parameters are where they came from."""

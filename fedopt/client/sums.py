@@ -8,6 +8,7 @@ largest subtrees in the run, instead of one a block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -123,7 +124,10 @@ def are_siblings(left: BlockSums, right: BlockSums, first: int, stop: int) -> bo
 def add_weighted(
     total: Tensor, weights: Tensor, rows: Tensor, scratch: Scratch, *, is_first: bool = False
 ) -> None:
-    """Add the weighted sum of some rows to a total, in double precision.
+    """Add the weighted sum of some rows to a total in double precision.
+
+    Long rows in single precision are summed in it first, where their weights are exact in it and
+    nothing overflows.
 
     Args:
         total: `[P]` in float64, changed in place.
@@ -149,9 +153,16 @@ def add_weighted(
             row = scratch.take(len(total), total.dtype, total.device).copy_(row)
         total.add_(row, alpha=weight)
         return
+    factors = weights.to(total.device)
+    narrow = factors.to(rows.dtype)
+    if rows.dtype != total.dtype and torch.equal(narrow.double(), factors):
+        # What a few clients add up to loses nothing that the model in this precision could hold.
+        found = rows.t() @ narrow
+        if math.isfinite(found.sum()):
+            add_weighted(total, factors.new_ones(1), found[None], scratch, is_first=is_first)
+            return
     # In pieces that are in the cache when they are added: the total is read and written once for
     # all rows, and no whole row is stored in double precision.
-    factors = weights.to(total.device)
     length = max(1, PIECE // len(rows))
     wide = scratch.take(len(rows) * length, total.dtype, total.device)
     for start in range(0, len(total), length):

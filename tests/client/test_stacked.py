@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fedopt
-from fedopt.client import softmax_steps, stacked, stacked_batches, stacked_layers
+from fedopt.client import handwritten, softmax_steps, stacked, stacked_batches, stacked_layers
 from fedopt.client.algorithm import LocalTerms
 from fedopt.client.dense_steps import DenseSteps
 from fedopt.client.engines import choose_engine
@@ -209,9 +209,17 @@ def test_where_a_stretch_of_steps_ends_changes_no_bit(
     whole = train("stacked", kind, **tables)
     for examples in (1, 7, 40):
         monkeypatch.setattr(stacked_batches, "_STRETCH_EXAMPLES", examples)
+        monkeypatch.setattr(handwritten, "_STAGE_OUTPUTS", 5 * examples)
         found = train("stacked", kind, **tables)
         assert found.summary["model_sha256"] == whole.summary["model_sha256"], examples
         assert found.history["train_loss"].equals(whole.history["train_loss"])
+
+
+@pytest.mark.parametrize("kind", ["logistic", "mlp"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_divergence_is_told_once_and_not_by_numpy(kind: str) -> None:
+    with pytest.raises(fedopt.ClientError, match="diverged"):
+        train("stacked", kind, local={"optimizer": {"name": "sgd", "lr": 1e300}})
 
 
 def test_a_loss_of_the_user_agrees_with_the_loop() -> None:

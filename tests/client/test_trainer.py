@@ -235,6 +235,23 @@ def test_weighted_sums(count: int, size: int, dtype: torch.dtype, is_first: bool
     torch.testing.assert_close(total, expected, rtol=1e-14, atol=1e-14)  # float64, six terms
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 1e37])
+def test_long_rows_with_exact_weights_lose_no_more_than_their_own_precision(
+    scale: float, is_first: bool
+) -> None:
+    """Numbers of examples are exact; what would overflow in single precision is added in double."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(5, LONG_ROW + 1, generator=generator) * scale
+    weights = torch.tensor([60.0, 1.0, 7.0, 600.0, 13.0], dtype=torch.float64)
+    total = torch.full((rows.shape[1],), math.nan if is_first else scale, dtype=torch.float64)
+    add_weighted(total, weights, rows, Scratch(), is_first=is_first)
+    terms = weights.unsqueeze(1) * rows.double()
+    expected = terms.sum(0) + (0 if is_first else scale)
+    assert total.isfinite().all()
+    assert ((total - expected).abs() <= 4 * 2**-24 * terms.abs().sum(0)).all()
+
+
 # Rows and messages --------------------------------------------------------------------------------
 
 
