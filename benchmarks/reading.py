@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Reader(Fedopt):
         drops: whether the file is dropped from memory before each round.
     """
 
+    mappings: ClassVar[list[mmap.mmap]] = []
+
     def __init__(self, name: str, folder: Path, clients: int, asks: bool, drops: bool) -> None:
         config = load(
             None,
@@ -73,13 +75,14 @@ class Reader(Fedopt):
         if not asks:
             population.read_ahead = lambda clients: None
         self.waits: list[int] = []
+        assert self._ahead._mapping is not None
+        self.mappings.append(self._ahead._mapping)
 
     def round(self) -> None:
         """Do one round."""
-        mapping = self._ahead._mapping
-        assert mapping is not None
         if self._drops:
-            mapping.madvise(mmap.MADV_DONTNEED)  # pages in use by a process are not dropped
+            for mapping in self.mappings:  # pages that some mapping holds are not dropped
+                mapping.madvise(mmap.MADV_DONTNEED)
             with self._file.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._ahead._left = ReadAhead.PATIENCE  # as at first: it would end where nothing waits
