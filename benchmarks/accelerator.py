@@ -92,7 +92,9 @@ def race(workload: Workload, device: str, rounds: int, without: Sequence[str]) -
             contender = build()
             models[name] = contender.first_round()
             first_seconds[name] = time.perf_counter() - began
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except RuntimeError as error:
+            if name == PLAIN:
+                raise
             log.warning(f"{workload.name}, {name}: left out: {str(error).splitlines()[0]}")
             continue
         ready.append(contender)

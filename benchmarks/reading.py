@@ -85,7 +85,6 @@ class Reader(Fedopt):
                 mapping.madvise(mmap.MADV_DONTNEED)
             with self._file.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        self._ahead._left = ReadAhead.PATIENCE  # as at first: it would end where nothing waits
         before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         super().round()
         self.waits.append(resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before)

@@ -186,6 +186,7 @@ class BareLoop:
         optimizer = torch.optim.SGD(self._parameters, lr=workload.lr)
         if order is None:
             order = torch.randperm(len(targets))
+        order = order.to(inputs.device)
         for batch in order.split(workload.batch_size):
             optimizer.zero_grad()
             output = self.model(inputs[batch])
@@ -211,4 +212,7 @@ class BareLoop:
                 for parameter, value in zip(self._parameters, total, strict=True):
                     value.add_(parameter, alpha=examples)
             seen += examples
-        return [value / seen for value in total]
+        mean = [value / seen for value in total]
+        if mean[0].is_cuda:
+            torch.cuda.synchronize()
+        return mean

@@ -47,6 +47,9 @@ def empty_rows(rows: int, columns: int, dtype: torch.dtype, device: torch.device
 
     On a CPU each row begins at a multiple of 64 bytes, so that the rows are contiguous but their
     stride may be longer; from 4 MiB on the memory is on pages of 2 MiB where the system has them.
+
+    Raises:
+        MemoryError: there is not so much.
     """
     if device.type != "cpu":
         return torch.empty(rows, columns, dtype=dtype, device=device)
@@ -55,7 +58,10 @@ def empty_rows(rows: int, columns: int, dtype: torch.dtype, device: torch.device
     nbytes = rows * stride * dtype.itemsize
     if nbytes < _LEAST_LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(rows, stride, dtype=dtype)[:, :columns]
-    pages = mmap.mmap(-1, nbytes + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, nbytes + _LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no memory for {rows} x {columns} parameters: {error}") from error
     with contextlib.suppress(OSError):  # a system without large pages has others
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = np.frombuffer(pages, np.uint8)  # which keeps the pages mapped

@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from fedopt import memory
+from fedopt.client.thrift import is_out_of_memory
 from fedopt.memory import empty_rows, keep_freed_memory
 
 FAULTS = """
@@ -39,6 +41,18 @@ def test_pages_are_touched_once() -> None:
 
 def test_it_says_whether_the_allocator_took_it() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_too_little_memory_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a group of clients is halved, as where torch says so."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory.mmap, "mmap", refuse)
+    with pytest.raises(MemoryError) as caught:
+        empty_rows(2, 2**20, torch.float32, torch.device("cpu"))
+    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

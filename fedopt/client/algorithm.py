@@ -99,7 +99,8 @@ class LocalResult:
 
     Args:
         delta: w - x, the change of the parameters, `[G, P]`; w is the client's last iterate, or
-            the mean of its last ones where the recipe averages.
+            the mean of its last ones where the recipe averages. An engine may overwrite it in its
+            next training.
         buffers: change of the buffers since the client began, `[G, Q]` in float64.
         train_loss: example-weighted mean of the minibatch losses, `[G]`.
         lr_sum: sum of the coefficients with which gradients entered the update, `[G]`: the sum

@@ -80,7 +80,9 @@ def _large(model: nn.Module) -> Sequence[tuple[str, nn.Linear]]:
         and layer.weight.numel() >= LARGE
         and all(p.requires_grad for p in layer.parameters())
     ]
-    owners = [id(p) for _, layer in found for p in layer.parameters(recurse=False)]
+    owners = [
+        id(p) for _, layer in found for _, p in layer.named_parameters(remove_duplicate=False)
+    ]
     return [
         (prefix, layer)
         for prefix, layer in linear
@@ -136,8 +138,10 @@ class _Linear(torch.autograd.Function):
         step: SgdStep = ctx.step
         below = torch.empty_like(ctx.x) if ctx.needs_input_grad[0] else None
         keep = 1 - step.lr * step.shrink
-        drift = step.drift.get(ctx.names["weight"])
-        rows = max(1, SLICE // ctx.weight.shape[1])
+        drift, bias_drift = (step.drift.get(ctx.names.get(n, "")) for n in ("weight", "bias"))
+        rows = len(ctx.weight)
+        if ctx.weight.device.type == "cpu":
+            rows = max(1, SLICE // ctx.weight.shape[1])
         for start in range(0, len(ctx.weight), rows):
             part = slice(start, start + rows)
             weight, mine = ctx.weight[part], gradient[:, part]
@@ -148,8 +152,8 @@ class _Linear(torch.autograd.Function):
                 weight.add_(drift[part], alpha=step.lr)
         if ctx.bias is not None:
             ctx.bias.mul_(keep).sub_(gradient.sum(0), alpha=step.lr)
-            if step.drift:
-                ctx.bias.add_(step.drift[ctx.names["bias"]], alpha=step.lr)
+            if bias_drift is not None:
+                ctx.bias.add_(bias_drift, alpha=step.lr)
         return below, torch.zeros_like(gradient[0, 0]), None, None, None, None
 
 
@@ -167,7 +171,8 @@ def pool_first(model: nn.Module) -> None:
             and type(other) is nn.MaxPool2d
             and not other.return_indices
             and all(everyone.count(id(layer)) == 1 for layer in (one, other))
-            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in (one, other))
+            and not _has_hooks(one)
+            and not _has_hooks(other)
         ):
             setattr(one, "forward", _unchanged)  # noqa: B010
             setattr(other, "forward", _PooledRelu(other))  # noqa: B010
@@ -175,12 +180,23 @@ def pool_first(model: nn.Module) -> None:
 
 def _sequence(model: nn.Module) -> Iterator[nn.Module]:
     """Return the layers of a (nested) `nn.Sequential` in order; of another model, itself."""
-    if type(model) is not nn.Sequential:
+    if type(model) is not nn.Sequential or _has_hooks(model):
         yield model
         return
     for child in model._modules.values():  # a layer that is used twice is there twice
         if child is not None:
             yield from _sequence(child)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    """Return whether something looks at what goes into a layer or comes out of it."""
+    hooks: Sequence[Any] = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
 def _unchanged(x: Tensor) -> Tensor:

@@ -169,17 +169,17 @@ class HandwrittenSteps(ABC):
         np.put_along_axis(hot, labels[..., None], 1, axis=-1)
         places = np.arange(0, clients * width * classes, classes).reshape(clients, width) + labels
         mask = np.arange(width) < lengths[:, :, None]
-        stage = Stage(
-            rows,
-            hot,
-            places,
-            np.empty(rows.shape, dtype),
-            np.empty((*rows.shape, 1), dtype),
-            (mask * (rates / lengths)[:, :, None]).astype(dtype)[..., None],
-            rates,
-            is_uniform=not (rates != rates[:, :1]).any(),
-        )
         with np.errstate(all="ignore"):  # the trainer reports what is not finite
+            stage = Stage(
+                rows,
+                hot,
+                places,
+                np.empty(rows.shape, dtype),
+                np.empty((*rows.shape, 1), dtype),
+                (mask * (rates / lengths)[:, :, None]).astype(dtype)[..., None],
+                rates,
+                is_uniform=not (rates != rates[:, :1]).any(),
+            )
             self._take_steps(stage)
             losses = np.where(mask, np.log(stage.totals[..., 0]) - stage.tops, 0)
         sums = losses.sum(axis=-1, dtype=np.float64)

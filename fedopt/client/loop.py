@@ -102,7 +102,8 @@ class LoopEngine:
     ) -> LocalResult:
         """Train a group of one client from `start`.
 
-        The result's `delta` may be overwritten by the next call.
+        The result's `delta` may lie where the model's parameters were, and be overwritten by the
+        next call.
 
         Args:
             start: the server's parameters and buffers, on the engine's device.

@@ -52,6 +52,7 @@ from fedopt.client.stacked_layers import (
     StackedLayer,
     backward_through,
     forward_through,
+    recorded_through,
     register_stacked,
 )
 from fedopt.client.stacked_steps import Collect, FusedSgd, drift
@@ -238,46 +239,67 @@ class StackedEngine:
             self._seed_clients(round, plans)
         stretches = group_stretches(plans, firsts, padding)
         if is_plain:
-            delta = self._delta[:clients]
-            pull = drift(terms, self.layout, start, clients)
-            if by_hand:
-                delta.copy_(begin)
-                longest = most_examples(plans, padding)
-                steps_by_hand = self._by_hand(inputs, targets, longest, terms, pull, clients)
-                for stretch in stretches:
-                    steps_by_hand.take(stretch)
-                loss_sum = steps_by_hand.finish()
-                delta.sub_(start.parameters)
-            else:
-                loss_sum = self._take_fused_steps(inputs, targets, stretches, terms, pull, clients)
-                self._displacement(start, self._parameters, delta)
-            seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
-            result = LocalResult(
-                delta=delta,
-                buffers=torch.zeros(clients, 0, dtype=torch.float64),
-                train_loss=torch.empty(0),
-                lr_sum=self._lr_sums(plans, terms.proximal),
+            longest = most_examples(plans, padding) if by_hand else None
+            result = self._take_plain_steps(
+                inputs, targets, stretches, longest, start, terms, plans
             )
-        else:
-            own = [stacked[:clients] for stacked in self._parameters]
-            steps = LocalSteps(
-                self._recipe,
-                self.layout,
-                own,
-                start,
-                terms,
-                plans,
-                self._seed,
-                round,
-                self._kronecker,
-            )
-            loss_sum, seen, selected = self._take_steps(
-                steps, inputs, targets, stretches, terms, clients
-            )
-            result = self._outcome(steps, start, clients)
-            if selected is not None:
-                result = replace(result, selected=selected.shares)
+            return replace(result, full_gradient=full)
+        own = [stacked[:clients] for stacked in self._parameters]
+        steps = LocalSteps(
+            self._recipe,
+            self.layout,
+            own,
+            start,
+            terms,
+            plans,
+            self._seed,
+            round,
+            self._kronecker,
+        )
+        loss_sum, seen, selected = self._take_steps(
+            steps, inputs, targets, stretches, terms, clients
+        )
+        result = self._outcome(steps, start, clients)
+        if selected is not None:
+            result = replace(result, selected=selected.shares)
         return replace(result, train_loss=loss_sum / seen, full_gradient=full)
+
+    def _take_plain_steps(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        stretches: Iterator[Stretch],
+        longest: int | None,
+        start: ModelState,
+        terms: LocalTerms,
+        plans: Sequence[ClientPlan],
+    ) -> LocalResult:
+        """Take steps of plain SGD.
+
+        Args:
+            longest: examples of the largest batch where steps are written by hand; they then change
+                parameters that lie where the changes will be. None where they are not.
+        """
+        clients = len(plans)
+        delta = self._delta[:clients]
+        pull = drift(terms, self.layout, start, clients)
+        if longest is None:
+            loss_sum = self._take_fused_steps(inputs, targets, stretches, terms, pull, clients)
+            self._displacement(start, self._parameters, delta)
+        else:
+            delta.copy_(start.parameters if terms.start is None else terms.start)
+            steps = self._by_hand(inputs, targets, longest, terms, pull, clients)
+            for stretch in stretches:
+                steps.take(stretch)
+            loss_sum = steps.finish()
+            delta.sub_(start.parameters)
+        seen = torch.tensor([int(p.offsets[-1]) for p in plans], device=self.device)
+        return LocalResult(
+            delta=delta,
+            buffers=torch.zeros(clients, 0, dtype=torch.float64),
+            train_loss=loss_sum / seen,
+            lr_sum=self._lr_sums(plans, terms.proximal),
+        )
 
     def _outcome(self, steps: LocalSteps, start: ModelState, clients: int) -> LocalResult:
         """Return what the recipe's steps came to."""
@@ -311,14 +333,10 @@ class StackedEngine:
         self._delta = empty_rows(clients, self.layout.size, dtype, self.device)
         positions = {spec.name: i for i, spec in enumerate(self.layout.parameters)}
         self._layers = [
-            self._stacked(layer, prefix, positions) for prefix, layer in leaves(self._model)
+            _stacked_form(layer, prefix, self._parameters, positions, self._draws)
+            for prefix, layer in leaves(self._model)
         ]
         self._capacity = clients  # now that there was memory for all of it
-
-    def _stacked(self, layer: nn.Module, prefix: str, positions: dict[str, int]) -> StackedLayer:
-        own = {n: positions[f"{prefix}{n}"] for n, _ in layer.named_parameters()}
-        build = STACKED_FORMS[type(layer)]
-        return build(layer, self._parameters, own, self._draws)
 
     def _seed_clients(self, round: int, plans: Sequence[ClientPlan]) -> None:
         """Let the clients' draws begin anew."""
@@ -345,7 +363,7 @@ class StackedEngine:
         pull: Sequence[Tensor] | None,
         clients: int,
     ) -> HandwrittenSteps:
-        """Return steps of plain SGD that change the parameters that lie where changes will be."""
+        """Return steps of plain SGD on the parameters that lie where the changes will be."""
         assert self._dense is not None
         own = self._vectors(self._delta[:clients])
         shrink = self._shrink(terms)
@@ -461,8 +479,7 @@ class StackedEngine:
         x, y = self._examples(inputs, targets, batch)
         with torch.enable_grad():
             with passes(self.device, self._precision):
-                for layer in self._layers:
-                    x = layer.recorded(own, x)
+                x = recorded_through(self._layers, own, x)
             x = x.to(self.layout.dtype)
             if selection is not None:
                 losses = self._example_losses(x, y, batch)
@@ -665,24 +682,32 @@ class StackedEngine:
         return torch.tensor(sums, dtype=torch.float64)
 
 
+def _stacked_form(
+    layer: nn.Module,
+    prefix: str,
+    parameters: Parameters,
+    positions: Mapping[str, int],
+    draws: Draws,
+) -> StackedLayer:
+    """Return the stacked form of a layer, whose parameters' names begin with a prefix."""
+    own = {name: positions[f"{prefix}{name}"] for name, _ in layer.named_parameters()}
+    return STACKED_FORMS[type(layer)](layer, parameters, own, draws)
+
+
 def _residual(
     block: Residual, parameters: Parameters, own: Mapping[str, int], draws: Draws
 ) -> StackedBranches:
     """Return the stacked form of a residual block."""
-    branches = []
-    for name, branch in (("body", block.body), ("shortcut", block.shortcut)):
-        branches.append(
+    branches = (("body", block.body), ("shortcut", block.shortcut))
+    return StackedBranches(
+        [
             [
-                STACKED_FORMS[type(layer)](
-                    layer,
-                    parameters,
-                    {n: own[f"{prefix}{n}"] for n, _ in layer.named_parameters()},
-                    draws,
-                )
+                _stacked_form(layer, prefix, parameters, own, draws)
                 for prefix, layer in leaves(branch, f"{name}.")
             ]
-        )
-    return StackedBranches(branches)
+            for name, branch in branches
+        ]
+    )
 
 
 register_stacked(Residual, _residual)

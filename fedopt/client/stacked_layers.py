@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
@@ -58,6 +59,15 @@ def forward_through(layers: Sequence[StackedLayer], x: Tensor) -> Tensor:
     """Return the output of layers one after another."""
     for layer in layers:
         x = layer.forward(x)
+    return x
+
+
+def recorded_through(
+    layers: Sequence[StackedLayer], parameters: Sequence[Tensor], x: Tensor
+) -> Tensor:
+    """Return the output of layers one after another, recorded."""
+    for layer in layers:
+        x = layer.recorded(parameters, x)
     return x
 
 
@@ -335,33 +345,18 @@ class StackedBranches:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of the branches' outputs."""
-        first, *others = (forward_through(branch, x) for branch in self._branches)
-        for other in others:
-            first = first + other
-        return first
+        return reduce(torch.add, [forward_through(branch, x) for branch in self._branches])
 
     def backward(self, gradient: Tensor, sink: Sink, need_input: bool) -> Tensor | None:
         """Go back through each branch; return the sum of the gradients at x."""
         found = [backward_through(b, gradient, sink, need_input) for b in self._branches]
-        if not need_input:
-            return None
-        first, *others = (below for below in found if below is not None)
-        for other in others:
-            first = first + other
-        return first
+        wanted = [below for below in found if below is not None]
+        return reduce(torch.add, wanted) if need_input and wanted else None
 
     def recorded(self, parameters: Sequence[Tensor], x: Tensor) -> Tensor:
         """Return the sum of the branches' outputs, recorded."""
-        made = []
-        for branch in self._branches:
-            y = x
-            for layer in branch:
-                y = layer.recorded(parameters, y)
-            made.append(y)
-        first, *others = made
-        for other in others:
-            first = first + other
-        return first
+        made = [recorded_through(branch, parameters, x) for branch in self._branches]
+        return reduce(torch.add, made)
 
 
 PER_EXAMPLE: tuple[type[nn.Module], ...] = (
@@ -492,6 +487,7 @@ def register_stacked(kind: type[nn.Module], build: Builder) -> None:
     Args:
         kind: the type; its instances in an `nn.Sequential` are stacked.
         build: called with the module, all stacked parameters, the positions of the module's own
-            by name, and the clients' draws; returns a `StackedLayer`.
+            by name (those of layers inside it with a dot), and the clients' draws; returns a
+            `StackedLayer`, whose `has_parameters` tells whether gradients must reach it.
     """
     STACKED_FORMS[kind] = build

@@ -133,7 +133,7 @@ def add_weighted(
         total: `[P]` in float64, changed in place.
         weights: `[G]` in float64, on the CPU.
         rows: `[G, P]` in any floating dtype, on the total's device.
-        scratch: memory for a row in double precision.
+        scratch: memory for a row, or a part of the rows, in double precision.
         is_first: whether the total holds nothing yet: its values are overwritten.
     """
     if rows.shape[1] <= LONG_ROW:
@@ -153,14 +153,14 @@ def add_weighted(
             row = scratch.take(len(total), total.dtype, total.device).copy_(row)
         total.add_(row, alpha=weight)
         return
-    factors = weights.to(total.device)
-    narrow = factors.to(rows.dtype)
-    if rows.dtype != total.dtype and torch.equal(narrow.double(), factors):
+    single = weights.float()
+    if rows.dtype == torch.float32 and torch.equal(single.double(), weights):
         # What a few clients add up to loses nothing that the model in this precision could hold.
-        found = rows.t() @ narrow
+        found = rows.t() @ single.to(rows.device)
         if math.isfinite(found.sum()):
-            add_weighted(total, factors.new_ones(1), found[None], scratch, is_first=is_first)
+            add_weighted(total, weights.new_ones(1), found[None], scratch, is_first=is_first)
             return
+    factors = weights.to(total.device)
     # In pieces that are in the cache when they are added: the total is read and written once for
     # all rows, and no whole row is stored in double precision.
     length = max(1, PIECE // len(rows))

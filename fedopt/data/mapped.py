@@ -20,6 +20,11 @@ import numpy as np
 from fedopt.data.partitioners import AnyArray, IntArray
 from fedopt.errors import DataError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 
 @dataclass(frozen=True)
 class MappedArray:
@@ -80,24 +85,27 @@ def unpack(packed: AnyArray | MappedArray) -> AnyArray:
 class ReadAhead:
     """Has the system read rows of a mapped array, while something else is done.
 
-    It asks as long as rows are not in memory when they are used: that is seen by the page faults
-    that had to wait. Where none did for a while it stops, as asking costs a call a row.
+    It asks as long as something has to be read: where asking, or using rows, came to no input from
+    the disk for a while, it stops, as asking costs a call a row. Use that waits for the disk has it
+    begin again.
 
     Args:
         array: examples, `[M, ...]`, contiguous rows of a mapped file; of any other array nothing
-            is ever asked.
+            is ever asked, nor where the system cannot be asked or does not count its reads.
     """
 
     PATIENCE = 8
-    """Uses without a wait until asking ends."""
+    """Requests without a read until asking ends."""
 
     def __init__(self, array: AnyArray) -> None:
         self._mapping: mmap.mmap | None = None
         self._left = self.PATIENCE
+        self._first, self._row_nbytes = 0, 0
         root = _root(array)
         mapping = None if root is None else getattr(root, "_mmap", None)
-        is_in_order = array.ndim > 0 and array.flags.c_contiguous
-        if root is None or mapping is None or not is_in_order or not hasattr(mapping, "madvise"):
+        if root is None or mapping is None or not array.ndim or not array.flags.c_contiguous:
+            return
+        if not hasattr(mapping, "madvise") or _reads() is None:
             return
         self._mapping = mapping
         before = root.offset % mmap.ALLOCATIONGRANULARITY  # the mapping begins at a page
@@ -106,7 +114,7 @@ class ReadAhead:
 
     @property
     def is_asking(self) -> bool:
-        """Whether rows are asked for: they lie in a file, and were waited for not long ago."""
+        """Whether rows are asked for: they lie in a file, and had to be read not long ago."""
         return self._mapping is not None and self._left > 0
 
     def ask(self, rows: IntArray) -> int:
@@ -123,12 +131,16 @@ class ReadAhead:
         # Rows whose pages touch those of the row before are one stretch with it.
         starts = np.flatnonzero(np.r_[True, first_pages[1:] > stop_pages[:-1]])
         stops = np.r_[starts[1:], len(rows)] - 1
-        for start, stop in zip(
-            first_pages[starts].tolist(), stop_pages[stops].tolist(), strict=True
-        ):
-            place = start * mmap.PAGESIZE
-            length = min(stop * mmap.PAGESIZE, len(self._mapping)) - place
-            self._mapping.madvise(mmap.MADV_WILLNEED, place, length)
+        firsts = first_pages[starts] * mmap.PAGESIZE
+        lengths = np.minimum(stop_pages[stops] * mmap.PAGESIZE, len(self._mapping)) - firsts
+        before = _reads()
+        try:
+            for first, length in zip(firsts.tolist(), lengths.tolist(), strict=True):
+                self._mapping.madvise(mmap.MADV_WILLNEED, first, length)
+        except OSError:  # it is only advice: who does not take it is not asked again
+            self._mapping = None
+            return 0
+        self._left = self.PATIENCE if _reads() != before else self._left - 1
         return len(starts)
 
     @contextmanager
@@ -137,16 +149,18 @@ class ReadAhead:
         if self._mapping is None:
             yield
             return
-        before = _waits()
+        before = _reads()
         yield
-        self._left = self.PATIENCE if _waits() > before else max(0, self._left - 1)
+        if _reads() != before:
+            self._left = self.PATIENCE
 
 
-def _waits() -> int:
-    """Return how often this thread has waited for a page from the disk."""
-    import resource  # not on Windows, which has no `madvise` either
-
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+def _reads() -> int | None:
+    """Return how often this thread had the disk read; None where the system does not count it."""
+    if resource is None or not hasattr(resource, "RUSAGE_THREAD"):
+        return None
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_inblock + usage.ru_majflt
 
 
 def _root(array: AnyArray) -> np.memmap[Any, Any] | None:

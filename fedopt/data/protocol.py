@@ -35,7 +35,11 @@ class Examples(NamedTuple):
 
 
 class Population(Protocol):
-    """All clients and their data. Clients are numbered 0..clients-1."""
+    """All clients and their data. Clients are numbered 0..clients-1.
+
+    A population whose examples lie on a disk may have a method `read_ahead(clients)`, which is
+    called before the clients' training examples are needed and returns at once.
+    """
 
     @property
     def name(self) -> str:

@@ -51,7 +51,7 @@ def resnet(
         groups: of GroupNorm; must divide `width`.
 
     Raises:
-        ConfigError: the inputs are not such images.
+        ConfigError: the inputs are not such images, or the depth is none of these.
 
     Source: He et al. 2016, section 4.2, shortcuts B; Hsieh et al. 2020 for GroupNorm, as BatchNorm
         suffers under label skew.
@@ -62,6 +62,8 @@ def resnet(
             f"the data has {tuple(input_shape)}; use mlp or logistic",
             key="model.name",
         )
+    if depth < 8 or (depth - 2) % 6:
+        raise ConfigError(f"must be 8, 14, 20, ... (6 n + 2), got {depth}", key="model.depth")
     layers: list[nn.Module] = [*_normed(input_shape[0], width, groups), nn.ReLU()]
     channels = width
     for stage in range(3):

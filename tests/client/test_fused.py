@@ -21,6 +21,7 @@ from fedopt.client.stacked import NotStackableError, check_stackable
 from fedopt.data.population import Examples
 from fedopt.models.layout import ParameterLayout
 from fedopt.models.reference import cnn, mlp
+from fedopt.models.residual import Residual
 from fedopt.optim.rules import Adam, Sgd
 
 CPU = torch.device("cpu")
@@ -133,7 +134,11 @@ def test_pooling_stays_where_something_else_sees_the_relu() -> None:
             rectified: torch.Tensor = self.layers[0](x)
             return rectified
 
-    for model in (shared, watched, Own()):
+    backward = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))
+    backward[0].register_full_backward_hook(lambda *_: None)
+    inner = nn.Sequential(nn.Sequential(nn.ReLU()), nn.MaxPool2d(2))
+    inner[0].register_forward_hook(lambda *_: None)
+    for model in (shared, watched, backward, inner, Own()):
         pool_first(model)
         assert not any("forward" in vars(m) for m in model.modules())
 
@@ -144,6 +149,10 @@ def test_only_large_layers_that_are_used_once_are_fused(monkeypatch: pytest.Monk
     assert FusedLinears(nn.Sequential(once, nn.ReLU(), small)).names == {"0.weight", "0.bias"}
     twice = nn.Linear(8, 8)
     assert not FusedLinears(nn.Sequential(twice, nn.ReLU(), twice)).names
+    block = Residual(nn.Sequential(nn.Linear(8, 8)), nn.Sequential())
+    inside = nn.Sequential(nn.Linear(8, 8), block)
+    inside[0].weight = block.body[0].weight
+    assert not FusedLinears(inside).names
     tied = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
     tied[2].weight = tied[0].weight
     assert not FusedLinears(tied).names

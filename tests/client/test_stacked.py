@@ -45,6 +45,13 @@ def model(kind: str) -> nn.Module:
         "logistic": [nn.Linear(6, 3)],
         "unbiased": [nn.Flatten(), nn.Linear(6, 3, bias=False)],
         "mlp": [nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3, bias=False)],
+        "wide": [  # enough for torch to leave its products to a library
+            nn.Linear(6, 64),
+            nn.ReLU(),
+            nn.Linear(64, 33),
+            nn.ReLU(),
+            nn.Linear(33, 3),
+        ],
         "nested": [nn.Sequential(nn.Linear(6, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 3))],
         "layer_norm": [nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3)],
         "group_norm": [nn.Linear(6, 8), nn.GroupNorm(2, 8), nn.GELU(), nn.Linear(8, 3)],
@@ -155,7 +162,7 @@ def test_steps_and_full_batches_agree_with_the_loop(kind: str, amount: dict[str,
     assert_agree(train("stacked", kind, local=local), train("loop", kind, local=local))
 
 
-@pytest.mark.parametrize("kind", ["logistic", "mlp"])
+@pytest.mark.parametrize("kind", ["logistic", "mlp", "wide"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_dense_models_are_stepped_by_hand_to_the_same_bits_in_any_group(

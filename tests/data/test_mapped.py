@@ -72,22 +72,56 @@ def test_what_is_asked_for_are_the_pages_of_the_rows(
     assert np.array_equal(bytes_, pages)
 
 
-def test_asking_ends_where_nothing_waits_and_begins_again(
+def test_asking_ends_where_nothing_is_read_and_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = ReadAhead(saved(tmp_path / "x.npy", 9, 5_000))
-    faults = 0
-    monkeypatch.setattr(mapped, "_waits", lambda: faults)
-    for left in range(ReadAhead.PATIENCE, 0, -1):
-        assert ahead.is_asking, left
+    reads = 0
+    monkeypatch.setattr(mapped, "_reads", lambda: reads)
+
+    class Cold(Mapping):
+        def madvise(self, option: int, start: int, length: int) -> None:
+            nonlocal reads
+            reads += 1
+
+    warm, cold = ahead._mapping, Cold(50_000)
+    ahead._mapping = cold  # type: ignore[assignment]
+    for _ in range(3 * ReadAhead.PATIENCE):  # what asking itself reads keeps it up
         assert ahead.ask(np.array([6, 1])) == 2
         with ahead.watched():
             pass
+    ahead._mapping = warm
+    for left in range(ReadAhead.PATIENCE, 0, -1):
+        assert ahead.is_asking, left
+        assert ahead.ask(np.array([6, 1])) == 2
     assert not ahead.is_asking
     assert ahead.ask(np.array([6, 1])) == 0
     with ahead.watched():
-        faults += 1
+        reads += 1
     assert ahead.is_asking
+
+
+def test_who_does_not_take_advice_is_not_asked_again(tmp_path: Path) -> None:
+    class Deaf(Mapping):
+        def madvise(self, option: int, start: int, length: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    ahead = ReadAhead(saved(tmp_path / "x.npy", 9, 8))
+    ahead._mapping = Deaf(200)  # type: ignore[assignment]
+    assert ahead.ask(np.array([1])) == 0
+    assert not ahead.is_asking
+
+
+def test_nothing_is_asked_where_reads_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On macOS threads have no counts of their own, on Windows nothing has."""
+    array = saved(tmp_path / "x.npy", 9, 8)
+    for without in (object(), None):
+        monkeypatch.setattr(mapped, "resource", without)
+        ahead = ReadAhead(array)
+        with ahead.watched():
+            assert ahead.ask(np.array([1])) == 0
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 3)), np.zeros((4, 0))])

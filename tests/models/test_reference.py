@@ -63,6 +63,8 @@ def test_a_residual_block_adds_its_input() -> None:
 def test_residual_networks_say_what_they_cannot_take(words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(says)):
         load(None, ["model=resnet", *words])
+    with pytest.raises(ConfigError, match=re.escape("6 n + 2")):
+        resnet((1, 8, 8), 10, depth=9)
     with pytest.raises(ConfigError, match="resnet needs images"):
         resnet((60,), 10)
 
