@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fedopt
+from fedopt.models.residual import resnet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,7 +41,11 @@ def convolutional() -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("network", [dense, convolutional])
+def residual() -> nn.Module:
+    return resnet((2, 8, 8), 3, width=4)
+
+
+@pytest.mark.parametrize("network", [dense, convolutional, residual])
 @pytest.mark.parametrize("training", ["loop", "stacked"])
 @pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
 def test_a_gpu_gives_what_the_cpu_gives(network: Any, training: str, strategy: str) -> None:
