@@ -251,6 +251,7 @@ VALUES: dict[tuple[str, str], str] = {
     ("data.scale", "sites"): "0.00392157",
     ("data.shift", "sites"): "-0.5",
     ("data.test_fraction", "files"): "0.2",
+    ("model.depth", "resnet"): "14",
     ("strategy.personal", "fedrep"): '["3"]',
     ("strategy.weighting", "scaffold"): "uniform",
     ("local.schedule.cycle_momentum", "cyclical"): "false",
