@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import contenders as parts
+from benchmarks import speed
 from benchmarks.measuring import (
     Row,
     interleave,
@@ -50,7 +51,7 @@ WARM_UP = 2
 PLAIN = "plain torch loop"
 COMPILED = "plain loop, compiled"
 GRAPHS = "plain loop, compiled with CUDA graphs"
-TOLERANCE = {"W1": 1e-6, "W2": 1e-4, "W3": 1e-6, "R8": 1e-4}
+TOLERANCE = {**speed.TOLERANCE, "R8": 1e-4}
 """Largest difference after one round that float32 sums in another order can explain."""
 
 Build = Callable[[], parts.Racer]

@@ -60,9 +60,10 @@ class DenseSteps(HandwrittenSteps):
         ones = weights[0].new_ones(clients, 1, width)
         # Of each layer: its weights, its bias, what it makes, and whether a ReLU follows.
         up = list(zip(turned, biases, made, self._rectified, strict=True))
-        inner = [(w, b, under) for w, b, under in zip(weights, biases, [None, *below], strict=True)]
+        # And what is below: memory for the gradient at its input, which the first layer needs not.
+        down = list(zip(weights, biases, [None, *below], strict=True))
         z = made[-1].numpy()
-        flat, gradient = z.reshape(-1), made[-1]
+        flat = z.reshape(-1)
         _, *arrays = stage.arrays
         for step, (x, one, place, top, total, scale) in enumerate(
             zip(self.gathered(stage.rows), *arrays, strict=True)
@@ -75,10 +76,9 @@ class DenseSteps(HandwrittenSteps):
                     torch.baddbmm(b, h, w, out=out)
                 h = out.relu_() if is_rectified else out
             to_gradient(z, flat, one, place, top, total, scale)
-            g = gradient
-            keep = self._keeps(stage, step)
-            for depth in range(len(inner) - 1, -1, -1):
-                w, b, under = inner[depth]
+            g, keep = made[-1], self._keeps(stage, step)
+            for depth in range(len(down) - 1, -1, -1):
+                w, b, under = down[depth]
                 h = made[depth - 1] if depth else first
                 if under is not None:
                     torch.bmm(g, w, out=under)

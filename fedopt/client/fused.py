@@ -10,7 +10,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedopt.client.stacked import NotStackableError, leaves
+from fedopt.client.stacked import NotStackableError, leaves, sequence
 
 LARGE = 2**19
 """Weights from which on a layer is fused: smaller ones and their gradients stay in the cache."""
@@ -163,7 +163,9 @@ def pool_first(model: nn.Module) -> None:
     Values and gradients are the same, to the bit. Layers keep their places; only what their
     `forward` does is exchanged.
     """
-    layers = list(_sequence(model))
+    if any(_has_hooks(m) for m in model.modules() if type(m) is nn.Sequential):
+        return  # they would see what is between the two
+    layers = [layer for _, layer in sequence(model)]
     everyone = [id(m) for _, m in model.named_modules(remove_duplicate=False)]
     for one, other in pairwise(layers):
         if (
@@ -176,16 +178,6 @@ def pool_first(model: nn.Module) -> None:
         ):
             setattr(one, "forward", _unchanged)  # noqa: B010
             setattr(other, "forward", _PooledRelu(other))  # noqa: B010
-
-
-def _sequence(model: nn.Module) -> Iterator[nn.Module]:
-    """Return the layers of a (nested) `nn.Sequential` in order; of another model, itself."""
-    if type(model) is not nn.Sequential or _has_hooks(model):
-        yield model
-        return
-    for child in model._modules.values():  # a layer that is used twice is there twice
-        if child is not None:
-            yield from _sequence(child)
 
 
 def _has_hooks(layer: nn.Module) -> bool:

@@ -96,37 +96,49 @@ def group_size(
     return max(1, min(MAX_GROUP, budget // (scalars * layout.dtype.itemsize)))
 
 
+def sequence(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Return the layers of a (nested) `nn.Sequential` in order, or another model itself.
+
+    With each comes what the names of its parameters begin with.
+    """
+    if type(model) is not nn.Sequential:
+        yield prefix, model
+        return
+    for name, child in model._modules.items():  # a layer that is used twice is there twice
+        if child is not None:
+            yield from sequence(child, f"{prefix}{name}.")
+
+
 def leaves(model: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
     """Return the layers of a (nested) `nn.Sequential`, with the names of their parameters.
 
     Raises:
         NotStackableError: a container is not an `nn.Sequential`, or a layer has no stacked form.
     """
-    if type(model) is nn.Sequential:
-        return [
-            leaf
-            for name, child in model._modules.items()  # a layer that is used twice is there twice
-            if child is not None
-            for leaf in leaves(child, f"{prefix}{name}.")
-        ]
-    if type(model) not in STACKED_FORMS:
-        raise NotStackableError(f"{type(model).__name__} has no stacked form")
-    if isinstance(model, Residual):
-        for branch in (model.body, model.shortcut):
+    found = list(sequence(model, prefix))
+    for _, layer in found:
+        _check_layer(layer)
+    return found
+
+
+def _check_layer(layer: nn.Module) -> None:
+    if type(layer) not in STACKED_FORMS:
+        raise NotStackableError(f"{type(layer).__name__} has no stacked form")
+    if isinstance(layer, Residual):
+        for branch in (layer.body, layer.shortcut):
             leaves(branch)
-    if isinstance(model, nn.Conv2d) and (
-        model.padding_mode != "zeros" or isinstance(model.padding, str)
+    if isinstance(layer, nn.Conv2d) and (
+        layer.padding_mode != "zeros" or isinstance(layer.padding, str)
     ):
         raise NotStackableError("Conv2d with padding other than zeros has no stacked form")
-    if isinstance(model, nn.Flatten) and (model.start_dim, model.end_dim) != (1, -1):
+    if isinstance(layer, nn.Flatten) and (layer.start_dim, layer.end_dim) != (1, -1):
         raise NotStackableError("Flatten of some axes only has no stacked form")
-    if isinstance(model, nn.Embedding) and (
-        model.max_norm is not None or model.scale_grad_by_freq or model.sparse
+    if isinstance(layer, nn.Embedding) and (
+        layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse
     ):
         raise NotStackableError("Embedding that renorms, scales or is sparse has no stacked form")
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise NotStackableError(f"{type(model).__name__} has hooks")
-    return [(prefix, model)]
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise NotStackableError(f"{type(layer).__name__} has hooks")
 
 
 def check_stackable(model: nn.Module, kronecker: KroneckerModel | None = None) -> None:

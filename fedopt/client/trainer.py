@@ -116,8 +116,7 @@ class Reports:
 
     def add(self, plan: ClientPlan, status: Status) -> None:
         """Append one client whose training came to nothing."""
-        nan = [math.nan]
-        self.extend([plan], [status], nan, nan, [0.0], [0], nan, nan, nan)
+        self.add_untrained(plan.client, plan.examples, plan.steps, plan.planned_steps, status)
 
     def extend(
         self,
@@ -145,12 +144,19 @@ class Reports:
         self.available_share.extend(available_shares)
         self.selected_share.extend(selected_shares)
 
-    def add_untrained(self, client: int, examples: int, steps: int, planned: int) -> None:
+    def add_untrained(
+        self,
+        client: int,
+        examples: int,
+        steps: int,
+        planned: int,
+        status: Status = Status.DROPPED,
+    ) -> None:
         """Append a client that was sampled, but whose work could not have been used."""
         nan = math.nan
         row = (
             client,
-            int(Status.DROPPED),
+            int(status),
             examples,
             steps,
             planned,

@@ -42,6 +42,20 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(width, classes))
 
 
+def need_image(name: str, input_shape: Sequence[int]) -> None:
+    """Check that inputs are images of at least 4 x 4 pixels, which a model needs.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    if len(input_shape) != 3 or min(input_shape[1:]) < 4:
+        raise ConfigError(
+            f"{name} needs images of shape (channels, height >= 4, width >= 4), "
+            f"the data has {tuple(input_shape)}; use mlp or logistic",
+            key="model.name",
+        )
+
+
 def cnn(
     input_shape: Sequence[int],
     classes: int,
@@ -59,12 +73,7 @@ def cnn(
 
     Source: McMahan et al. 2017, section 3 (CNN, 1,663,370 parameters at 28 x 28).
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-        raise ConfigError(
-            f"cnn needs images of shape (channels, height >= 4, width >= 4), "
-            f"the data has {tuple(input_shape)}; use mlp or logistic",
-            key="model.name",
-        )
+    need_image("cnn", input_shape)
     layers: list[nn.Module] = []
     depth, height, width = input_shape
     for next_depth in channels:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedopt.errors import ConfigError
+from fedopt.models.reference import need_image
 
 
 class Residual(nn.Module):
@@ -56,12 +57,7 @@ def resnet(
     Source: He et al. 2016, section 4.2, shortcuts B; Hsieh et al. 2020 for GroupNorm, as BatchNorm
         suffers under label skew.
     """
-    if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-        raise ConfigError(
-            f"resnet needs images of shape (channels, height >= 4, width >= 4), "
-            f"the data has {tuple(input_shape)}; use mlp or logistic",
-            key="model.name",
-        )
+    need_image("resnet", input_shape)
     if depth < 8 or (depth - 2) % 6:
         raise ConfigError(f"must be 8, 14, 20, ... (6 n + 2), got {depth}", key="model.depth")
     layers: list[nn.Module] = [*_normed(input_shape[0], width, groups), nn.ReLU()]

@@ -82,8 +82,8 @@ class Expected:
             buffers = torch.zeros(self._buffers, dtype=torch.float64)
             sums.append(BlockSums(block.id, block.id + 1, terms, buffers))
             for client, steps in zip(block.clients, block.steps, strict=True):
-                reports.add_untrained(client, int(self._examples[client]), steps, steps)
-                reports.status[-1] = int(Status.FAILED)
+                examples = int(self._examples[client])
+                reports.add_untrained(client, examples, steps, steps, Status.FAILED)
                 failures.append(Failure(client, reason, diverged=False))
         return TrainingOutcome(sums, reports, failures)
 
